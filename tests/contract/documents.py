@@ -132,6 +132,19 @@ def table_below(document: Path, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row.strip("|"))] for row in rows]
 
 
+def rows_below(document: Path, heading: str) -> list[list[str]]:
+    """Return the rows of the tables below the headings of level 3 in a section of level 2."""
+    section = document.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    headings = re.findall(r"^### (.+)$", section, re.MULTILINE)
+    assert headings, f"{document.name} has no parts below {heading!r}"
+    return [row for part in headings for row in table_below(document, part)]
+
+
+def quoted(cell: str) -> list[str]:
+    """Return what stands in backticks in a cell of a table."""
+    return re.findall(r"`([^`]+)`", cell)
+
+
 def names_below(document: Path, heading: str) -> set[str]:
     """Return what stands in backticks in the first column of the first table below a heading."""
     return {name for row in table_below(document, heading) for name in re.findall(r"`([^`]+)`", row[0])}

@@ -24,6 +24,8 @@ from tests.contract.documents import (
     names_below,
     of_kind,
     place,
+    quoted,
+    rows_below,
     table_below,
 )
 from tests.daemons import COMMAND, Wire, event, running_daemon, short_directory
@@ -404,19 +406,7 @@ def _required(kind: type[msgspec.Struct]) -> list[str]:
 def test_every_line_of_the_log_is_explained() -> None:
     """No other line is explained."""
     lines = {value for name, value in vars(telemetry).items() if name.isupper() and isinstance(value, str)}
-    assert_same((name for names, *_ in _rows_of_the_log() for name in _quoted(names)), lines, "log.md")
-
-
-def _rows_of_the_log() -> list[list[str]]:
-    """Return the rows of every table of log.md."""
-    page = MANUAL / "log.md"
-    headings = re.findall(r"^### (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
-    return [row for heading in headings for row in table_below(page, heading)]
-
-
-def _quoted(cell: str) -> list[str]:
-    """Return what stands in backticks in a cell of a table."""
-    return re.findall(r"`([^`]+)`", cell)
+    assert_same((name for row in rows_below(MANUAL / "log.md", "Lines") for name in quoted(row[0])), lines, "log.md")
 
 
 def _log_calls() -> Iterator[tuple[str, ast.Call]]:
@@ -440,8 +430,8 @@ def test_every_line_of_the_log_has_its_level() -> None:
                 name = getattr(telemetry, node.attr)
                 levels.setdefault(name, set()).add(LEVELS[call.func.attr])
     assert len(levels) > 50
-    for row in _rows_of_the_log():
-        names = _quoted(row[0])
+    for row in rows_below(MANUAL / "log.md", "Lines"):
+        names = quoted(row[0])
         if levels.keys() >= set(names):
             assert_same(
                 row[1].split(", "), set().union(*(levels[name] for name in names)), f"the row of {names[0]} in log.md"
@@ -461,7 +451,8 @@ async def test_every_metric_is_explained() -> None:
     async with running_daemon() as daemon:
         text: str = (await daemon.ask("metrics"))["text"]
     kinds = dict(re.findall(r"^# TYPE ergo_capture_(\w+) (\w+)$", text, re.MULTILINE))
-    assert_rows(MANUAL / "metrics.md", "The metrics of the daemon", kinds)
+    rows = rows_below(MANUAL / "metrics.md", "The metrics of the daemon")
+    assert_same((name for row in rows for name in quoted(row[0])), kinds, "metrics.md")
 
 
 async def test_every_alert_asks_for_a_metric_that_exists() -> None:

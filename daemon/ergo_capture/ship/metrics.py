@@ -65,8 +65,8 @@ class _Targets(Collector):
             for name, text in (
                 ("up", "Whether the last attempt to send something to the target succeeded."),
                 ("backlog_bundles", "Finished bundles that are not shipped."),
-                ("backlog_bytes", "Bytes of those."),
-                ("oldest_unshipped_seconds", "Age of the oldest of those, from its end."),
+                ("backlog_bytes", "Bytes of the bundles that are not shipped."),
+                ("oldest_unshipped_seconds", "Age of the oldest bundle that is not shipped, from its end."),
                 ("unsound", "Bundles that are not sent because they are not what their manifests say."),
             )
         )
@@ -74,7 +74,7 @@ class _Targets(Collector):
             CounterMetricFamily(_PREFIX + name, text, labels=("state_directory", "target"))
             for name, text in (
                 ("sent", "Bundles shipped."),
-                ("sent_bytes", "Bytes of those."),
+                ("sent_bytes", "Bytes of the bundles shipped."),
                 ("verify_failures", "Objects that the store did not give back as they were written."),
             )
         )
@@ -113,14 +113,14 @@ class _Announcements(Collector):
             ("unannounced_bundles", "Shipped bundles that are not announced.", len(announcer.waiting)),
             (
                 "oldest_unannounced_seconds",
-                "Age of the oldest of those, from its end.",
+                "Age of the oldest bundle that is not announced, from its end.",
                 announcer.oldest_seconds(),
             ),
         ):
             yield self._with(GaugeMetricFamily(_PREFIX + name, text, labels=("state_directory",)), value)
         for name, text, value in (
             ("announced", "Announcements that the stream acknowledged.", counts.announced),
-            ("announced_again", "Of those, the ones that the stream had already.", counts.duplicates),
+            ("announced_again", "Announcements that the stream had already.", counts.duplicates),
         ):
             yield self._with(CounterMetricFamily(_PREFIX + name, text, labels=("state_directory",)), value)
         failures = CounterMetricFamily(

@@ -68,7 +68,7 @@ class StatusCollector(Collector):
 
     def _daemon(self) -> _Families:
         status, totals = self._status, self._status.totals
-        yield InfoMetricFamily(PREFIX + "build", "What runs.", {"version": status.program.split()[-1]})
+        yield InfoMetricFamily(PREFIX + "build", "The release that runs.", {"version": status.program.split()[-1]})
         yield _gauge(
             "ready", "Whether the daemon serves: 0 while it starts or stops, or its disk fails.", status.is_ready
         )
@@ -89,11 +89,15 @@ class StatusCollector(Collector):
             "bundles_diverted", "Bundles published beside a finished one of the same name.", totals.bundles_diverted
         )
         yield _counter("bundles_pruned", "Bundles deleted by retention.", totals.bundles_pruned)
-        yield _counter("bundles_pruned_bytes", "Bytes of those.", totals.bundles_pruned_bytes)
+        yield _counter(
+            "bundles_pruned_bytes", "Bytes of the bundles that retention deleted.", totals.bundles_pruned_bytes
+        )
         yield _counter("tap_decisions_shown", "Decisions shown to taps.", totals.decisions_tapped)
         yield _counter("tap_decisions_skipped", "Decisions that taps did not show.", totals.decisions_skipped)
         yield _counter(
-            "log_lines_dropped", "Lines of the log that were dropped: no process read them.", totals.log_lines_dropped
+            "log_lines_dropped",
+            "Lines of the log that were dropped because no process read them.",
+            totals.log_lines_dropped,
         )
         yield _labelled(
             CounterMetricFamily(PREFIX + "refusals", "Clients, frames and events refused, by code.", labels=["code"]),
@@ -130,8 +134,8 @@ def _commits(running: RunningStatus) -> _Families:
         "oldest_undurable_seconds", "Age of the oldest submission that is not durable.", writer.oldest_undurable_seconds
     )
     yield _gauge("disk_full", "Whether the last commit found the disk full.", writer.full)
-    yield _gauge("disk_unwritable", "Whether the last look found the disk unwritable.", writer.disk_error is not None)
-    yield _gauge("journal_failed", "Whether the journal can take nothing more.", writer.failed is not None)
+    yield _gauge("disk_unwritable", "Whether the last test write to the disk failed.", writer.disk_error is not None)
+    yield _gauge("journal_failed", "Whether the journal takes no more data.", writer.failed is not None)
     yield _gauge("journal_bytes", "Size of the journal, space allocated ahead included.", journal.bytes)
     yield _gauge("journal_segments", "Segments of the journal.", journal.segments)
     held = 0 if running.journal_holder is None else running.journal_holder.bytes
@@ -139,7 +143,7 @@ def _commits(running: RunningStatus) -> _Families:
     composing = 0 if running.composing is None else running.composing.bytes
     shadow = running.shadow or ShadowStatus(waiting=0, passed=0, failed=0, skipped=0)
     verified = CounterMetricFamily(
-        PREFIX + "shadow_verifications", "Finished bundles verified again, by what was found.", labels=["result"]
+        PREFIX + "shadow_verifications", "Finished bundles verified again, by result.", labels=["result"]
     )
     yield _labelled(verified, {name: getattr(shadow, name) for name in ("passed", "failed", "skipped")})
     yield _gauge("shadow_waiting", "Finished bundles that wait to be verified again.", shadow.waiting)
@@ -161,13 +165,17 @@ def _sessions(running: RunningStatus) -> _Families:
     yield _by_graph("deferred_episodes", "Episodes that wait for their time.", deferred)
     yield _by_graph("queued_bytes", "Events that wait to be decided.", queued)
     failed = sum(session.state == "failed" for session in sessions)
-    yield _gauge("sessions_failed", "Sessions that can go no further.", failed)
+    yield _gauge("sessions_failed", "Sessions that cannot continue until a restart.", failed)
     delayed = sum(bool(session.delayed_by) for session in sessions)
     yield _gauge("sessions_delayed", "Sessions with a bundle that waits for room on the disk.", delayed)
-    yield _gauge("sessions_quarantined", "Sessions whose journal is damaged.", len(running.quarantined))
-    used = GaugeMetricFamily(PREFIX + "memory_bytes", "Memory held for clients, by what for.", labels=["kind"])
+    yield _gauge(
+        "sessions_quarantined", "Sessions whose journal is damaged or whose graph is gone.", len(running.quarantined)
+    )
+    used = GaugeMetricFamily(PREFIX + "memory_bytes", "Memory held for clients, by purpose.", labels=["kind"])
     yield _labelled(used, {kind: memory.used for kind, memory in running.memory.items()})
-    limit = GaugeMetricFamily(PREFIX + "memory_limit_bytes", "Memory that may be held, likewise.", labels=["kind"])
+    limit = GaugeMetricFamily(
+        PREFIX + "memory_limit_bytes", "Memory that may be held for clients, by purpose.", labels=["kind"]
+    )
     yield _labelled(limit, {kind: memory.limit for kind, memory in running.memory.items()})
 
 
@@ -184,7 +192,7 @@ def _episodes(running: RunningStatus) -> _Families:
 
 def _intents(running: RunningStatus) -> _Families:
     sent = CounterMetricFamily(
-        PREFIX + "intents", "Intents, by what became of them at their egress channel.", labels=["graph", "result"]
+        PREFIX + "intents", "Intents sent to egress channels, by result.", labels=["graph", "result"]
     )
     for graph, counts in running.intents.items():
         for result, count in counts.items():
