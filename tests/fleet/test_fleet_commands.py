@@ -152,9 +152,9 @@ def test_export_writes_one_row_an_event_with_its_decision(tmp_path: Path, capfd:
     assert capfd.readouterr().err == "1 file, 3 events\n"
     table = pq.read_table(output)
     assert table.schema.names == list(export.COLUMNS)
-    assert [str(field.type).replace("list<element: string>", "list<string>") for field in table.schema] == [
-        kind for kind, _ in export.COLUMNS.values()
-    ]
+    assert [str(field.type).replace("list<element: string>", "list<string>") for field in table.schema] == list(
+        export.COLUMNS.values()
+    )
     bundle = read_capture_bundle(CAPTURE)
     for row, event, decision in zip(table.to_pylist(), bundle.events, bundle.decisions, strict=True):
         assert (row["event_id"], row["payload"].encode(), row["payload_hash"]) == (
@@ -248,4 +248,4 @@ def test_the_manual_lists_the_columns_of_both_files() -> None:
     tables = manual.read("fleet").partition("## Proving")[0]
     rows = [line.split("|")[1:3] for line in tables.splitlines() if line.startswith("| `")]
     listed = [(name.strip(" `"), kind.strip()) for name, kind in rows]
-    assert listed == [*catalogue.COLUMNS.items(), *((name, kind) for name, (kind, _) in export.COLUMNS.items())]
+    assert listed == [*catalogue.COLUMNS.items(), *export.COLUMNS.items()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import zip_longest
 from pathlib import Path
@@ -18,30 +18,31 @@ from ergo_capture.kernel.effects import encode_effect
 from ergo_capture.kernel.records import EpisodeInvocationRecord, ExternalEventRecord
 from ergo_capture.storage.atomic import AtomicFile, create_parents
 
-#: The columns, their types in pyarrow's names, and their content. Columns of decisions are NULL for undecided events.
-COLUMNS: Final = {
-    "session": ("string", "the session's id"),
-    "part": ("int64", "the part of the session, from 1"),
-    "index": ("int64", "place of the event in the session, from 0"),
-    "event_id": ("string", "the event's id"),
-    "kind": ("string", "`Pump`, `DataAvailable` or `Command`"),
-    "at": ("timestamp[us, tz=UTC]", "time of the event; NULL before the year 1 and after the year 9999"),
-    "at_secs": ("uint64", "the same, whole seconds since 1970"),
-    "at_nanos": ("uint32", "and nanoseconds"),
-    "payload": ("string", "the payload: empty, or one JSON object"),
-    "payload_hash": ("string", "SHA-256 of the payload, in hex"),
-    "decision": ("string", "`Invoke`, `Defer`, ..."),
-    "episode_id": ("uint64", "the episode that the decision is about"),
-    "schedule_at_secs": ("uint64", "when a deferred episode is due: whole seconds since 1970"),
-    "schedule_at_nanos": ("uint32", "and nanoseconds"),
-    "deadline_secs": ("uint64", "the episode's deadline: whole seconds"),
-    "deadline_nanos": ("uint32", "and nanoseconds"),
-    "termination": ("string", 'how the episode ended, in JSON: `"Completed"`, `{"Failed":"RuntimeError"}`, ...'),
-    "retry_count": ("uint64", "attempts after the first"),
-    "effects": ("list<string>", "the effects in canonical JSON"),
-    "effect_hashes": ("list<string>", "their SHA-256, in hex"),
-    "intent_acks": ("list<string>", "intents that were durably accepted, in JSON"),
-    "interruption": ("string", "why the run was interrupted here"),
+#: The columns with their types, in pyarrow's names. `ergo-capture help fleet` explains them. Columns of decisions are
+#: NULL for undecided events.
+COLUMNS: Final[Mapping[str, str]] = {
+    "session": "string",
+    "part": "int64",
+    "index": "int64",
+    "event_id": "string",
+    "kind": "string",
+    "at": "timestamp[us, tz=UTC]",
+    "at_secs": "uint64",
+    "at_nanos": "uint32",
+    "payload": "string",
+    "payload_hash": "string",
+    "decision": "string",
+    "episode_id": "uint64",
+    "schedule_at_secs": "uint64",
+    "schedule_at_nanos": "uint32",
+    "deadline_secs": "uint64",
+    "deadline_nanos": "uint32",
+    "termination": "string",
+    "retry_count": "uint64",
+    "effects": "list<string>",
+    "effect_hashes": "list<string>",
+    "intent_acks": "list<string>",
+    "interruption": "string",
 }
 #: The most rows, and bytes of payloads, of a row group, which is held in memory.
 _GROUP_ROWS: Final = 16_384
@@ -75,7 +76,7 @@ def export(stream: RecordStream, destination: Path, *, session: str, part: int =
         CaptureWriteError: the file cannot be written; nothing is left of it.
     """
     arrow = import_pyarrow()
-    schema = arrow.schema([(name, _type(arrow, kind)) for name, (kind, _) in COLUMNS.items()])
+    schema = arrow.schema([(name, _type(arrow, kind)) for name, kind in COLUMNS.items()])
     create_parents(destination)
     rows = 0
     with AtomicFile(destination, what="Parquet file") as file:
