@@ -119,6 +119,27 @@ def test_another_bundle_is_deleted_in_place_of_an_unsound_one(tmp_path: Path) ->
     assert list(pruner.prune(rules, now=NOW)) == []
 
 
+def test_many_unsound_bundles_do_not_cost_a_list_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are all found in the same list; a second one shows whether others have to be deleted in their place."""
+    for number in range(8):
+        path = store(tmp_path, f"b{number}", age=(20 - number) * DAY)
+        if number % 2 == 0:
+            path.write_bytes(path.read_bytes().replace(b"e0", b"e9", 1))
+    newest(tmp_path)
+    pruner = Pruner(tmp_path, RealStorage())
+    read, listed = pruner.catalogue.read, 0
+
+    def count() -> list[StoredBundle]:
+        nonlocal listed
+        listed += 1
+        return read()
+
+    monkeypatch.setattr(pruner.catalogue, "read", count)
+    steps = [(s.choice.bundle.path.name[:2], s.kept is None) for s in pruner.prune(OLD, now=NOW)]
+    assert steps == [(f"b{number}", number % 2 == 1) for number in range(8)]
+    assert listed == 2
+
+
 def test_a_dry_run_reports_the_same_and_deletes_nothing(tmp_path: Path) -> None:
     """This includes unsound bundles."""
     store(tmp_path, "old", age=WEEK)

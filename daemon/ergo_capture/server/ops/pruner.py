@@ -111,24 +111,25 @@ class Pruner:
                 if bundle.is_unsound and bundle not in self._unsound:
                     self._unsound.add(bundle)
                     yield Pruned(Expired(bundle, "unsound"), bundle.problem)
-            kept: Pruned | None = None
-            while chosen and kept is None:
+            unsound = len(self._unsound)
+            while chosen:
                 sound, kept = self._read_some(chosen)
-                del chosen[: len(sound)]
+                del chosen[: len(sound) + (kept is not None)]
                 done.update(choice.bundle for choice in sound)
                 if dry_run:
                     yield from map(Pruned, sound)
-                    continue
+                    sound.clear()
                 while sound:
                     if not may_delete():
                         return
                     yield from self._delete_some(sound)
-            if kept is None:
+                if kept is not None:
+                    done.add(kept.choice.bundle)
+                    self._unsound.add(kept.choice.bundle)
+                    yield kept
+            if len(self._unsound) == unsound:
                 return
-            done.add(kept.choice.bundle)
-            self._unsound.add(kept.choice.bundle)
-            # Select again: another bundle may have to be deleted in its place.
-            yield kept
+            # Select again: others may have to be deleted in the place of those that are kept.
 
     def _read_some(self, chosen: list[Expired]) -> tuple[list[Expired], Pruned | None]:
         """Compare the first few bundles with their manifests; return the sound ones, and the one behind them if not."""
