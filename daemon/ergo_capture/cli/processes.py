@@ -36,7 +36,7 @@ jobs_option: Final = click.option(
     type=click.IntRange(min=1),
     callback=jobs_default,
     metavar="N",
-    help="Processes that read large bundles, or several; by default as many as there are cores.",
+    help="Processes that work at once; by default as many as there are cores.",
 )
 
 

@@ -12,8 +12,8 @@ GROUPS: Final = {
         "serve": "run the daemon; needs no configuration",
         "send": "stream events to the daemon; print the path of the bundle",
         "ingress": "make a channel's events durable in front of `ergo run`",
-        "egress": "keep intents and acks durably behind `ergo run`",
-        "simulate": "run a scenario file into a bundle, without a daemon",
+        "egress": "make the intents and acks of `ergo run` durable",
+        "simulate": "run a scenario file without a daemon, and write its bundle",
         "demo": "capture a sample of real flights, with a temporary daemon",
     },
     "Running daemon": {

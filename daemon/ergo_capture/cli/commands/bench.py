@@ -34,7 +34,7 @@ _HEADER_BYTES: Final = 64
     "--socket",
     type=PATH,
     metavar="PATH",
-    help="The socket of a running daemon, in place of a temporary one. Leaves bundles there.",
+    help="Measure the running daemon on this socket, instead of a temporary one. The bundles stay there.",
 )
 @click.option(
     "--payload",
@@ -54,9 +54,10 @@ _HEADER_BYTES: Final = 64
 )
 @json_flag("row")
 def bench(directory: Path | None, socket: Path | None, payload: int, scale: float, *, as_json: bool) -> None:
-    """Measure durable events per second and their latency, beside the best that the disk can do.
+    """Measure durable events per second and their latency, and compare them with the disk.
 
-    The floor is a bare write and fdatasync of as many bytes as the window holds, one after the other.
+    The floor is the best that the disk can do: writes of as many bytes as a window of events has, each followed by
+    fdatasync.
     """
     rows = []
     with _target(directory, socket) as (path, place):

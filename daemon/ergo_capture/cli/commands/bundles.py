@@ -50,9 +50,9 @@ def bundles() -> None:
 @_graph_option
 @json_flag("bundle")
 def list_bundles(config: Path | None, directory: str, state_dir: str, graph: str | None, *, as_json: bool) -> None:
-    """List the finished bundles, oldest first, as their manifests describe them.
+    """List the finished bundles, oldest first.
 
-    If targets are configured, it also shows which of them hold a bundle, by its receipts.
+    It reads only the manifests. If targets are configured, it also shows which of them hold a bundle, by its receipts.
     """
     loaded = configuration.load(config, state=state_dir or directory, client=True)
     receipts = Receipts({name: place_of(target) for name, target in loaded.ship.targets.items()})
@@ -96,12 +96,12 @@ def prune(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Delete the finished bundles that are beyond the bounds, and their manifests.
+    """Delete finished bundles that exceed a bound.
 
     The bounds are those of the configuration; an option replaces its setting. The newest bundle of each graph is kept,
     and with retention.shipped_to also bundles that are not shipped. If bundles are sealed, the running daemon signs the
     tombstone of each. Before a bundle is deleted, it is read whole and compared with its manifest. One that differs is
-    kept and named, and the exit code is 3.
+    kept and named, and the exit code is 3. What belongs to a bundle, such as its manifest, is deleted with it.
     """
     from ergo_capture.server.factories import retention_rules  # noqa: PLC0415 - `list` needs no server
     from ergo_capture.server.ops.pruner import Pruner  # noqa: PLC0415
@@ -178,9 +178,9 @@ def prune(
 def fetch(
     name: str, config: Path | None, store: str, host: str | None, *, any_host: bool, date: str, output: Path
 ) -> int:
-    """Download a session's bundles from a store, with their manifests, and verify them.
+    """Download and verify bundles from a store.
 
-    Each object is compared with the hash in its key. Then every decision is derived again, as `verify` does. Exit code
+    It fetches all bundles of a session with their manifests, or one bundle. Each object is compared with the hash in its key. Then every decision is derived again, as `verify` does. Exit code
     4 if a decision diverges, 1 if no bundle is found or one is unsound.
     """
     from ergo_capture.cli.support.verification import check, in_words  # noqa: PLC0415 - `list` needs none of it

@@ -111,14 +111,27 @@ def _query_options(function: Any) -> Any:
     """Declare the options that select bundles."""
     for option in reversed(
         (
-            click.option("--since", default="", metavar="TIME", help="Ended since then: 7d, 2026-11-28, or RFC 3339."),
-            click.option("--until", default="", metavar="TIME", help="Ended before then."),
-            click.option("--graph", metavar="GRAPH", help="Of this graph."),
-            click.option("--host", metavar="HOST", help="Shipped by this host."),
-            click.option("--session", metavar="ID", help="Parts of this session."),
-            click.option("--ended", metavar="HOW", help="Ended as: complete, rotated, recovered, interrupted, ..."),
             click.option(
-                "--label", "labels", multiple=True, metavar="KEY=VALUE", help="With this label; may be repeated."
+                "--since",
+                default="",
+                metavar="TIME",
+                help="Only bundles that ended since then: 7d, 2026-11-28, or RFC 3339.",
+            ),
+            click.option("--until", default="", metavar="TIME", help="Only bundles that ended before then."),
+            click.option("--graph", metavar="GRAPH", help="Only bundles of this graph."),
+            click.option("--host", metavar="HOST", help="Only bundles that this host shipped."),
+            click.option("--session", metavar="ID", help="Only bundles of this session."),
+            click.option(
+                "--ended",
+                metavar="HOW",
+                help="Only bundles that ended so: complete, rotated, recovered, interrupted, ...",
+            ),
+            click.option(
+                "--label",
+                "labels",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Only bundles with this label; may be repeated.",
             ),
             click.option("--where", default="", metavar="SQL", help="A condition over the catalogue's columns."),
         )
@@ -177,7 +190,7 @@ def find(*, store: str, limit: int, config: Path | None, as_json: bool, **wanted
 )
 @argument(
     "capture",
-    "Bundles, a state directory, or sessions' ids; none to export what the options select.",
+    "Bundles, a state directory, or ids of sessions; none to export the bundles that the options select.",
     nargs=-1,
     type=NAME,
     metavar="[CAPTURE]...",
@@ -190,7 +203,7 @@ def find(*, store: str, limit: int, config: Path | None, as_json: bool, **wanted
     type=PATH,
     required=True,
     metavar="FILE|DIR",
-    help="A file for one bundle; a directory, for one file a bundle, in any other case.",
+    help="File to write for one bundle; otherwise a directory, with one file for each bundle.",
 )
 @state_option
 @config_option

@@ -55,11 +55,11 @@ def info(
 ) -> int:
     """Summarize runs: counts, event time, decisions, retries, gaps, provenance, labels.
 
-    For a journal or a state directory: its open sessions, and the bundles below it. For a session: its bundles, and the
-    part that is only in the journal. A bundle with a summary in its manifest is read only to compare its SHA-256, and
+    For a journal or a state directory, it shows the open sessions and the bundles there; for a session, its bundles and
+    the part that is only in the journal. A bundle with a summary in its manifest is read only to compare its SHA-256, and
     with --fast not at all.
 
-    Of several runs, those that cannot be read are named, and the exit code is 1.
+    If one of several runs cannot be read, it is named, and the exit code is 1.
     """
     runs, events, size, is_whole = 0, 0, 0, True
     bar = ReadingBar(quiet=quiet)

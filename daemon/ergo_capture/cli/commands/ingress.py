@@ -36,7 +36,13 @@ if TYPE_CHECKING:
     )
 )
 @argument("channel", "The user's channel and its arguments, after --.", nargs=-1, metavar="COMMAND...")
-@click.option("--feed", "feeds", multiple=True, metavar="COMMAND", help="One of several channels, which are merged.")
+@click.option(
+    "--feed",
+    "feeds",
+    multiple=True,
+    metavar="COMMAND",
+    help="A channel with its arguments; may be repeated, and the events of all are merged.",
+)
 @graph_option
 @session_option
 @label_option

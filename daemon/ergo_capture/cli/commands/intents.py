@@ -40,7 +40,7 @@ class ExpectedIntent(msgspec.Struct, frozen=True):
         "ergo-capture intents 20261128T120000Z-1-5f0c9a2e --json",
     )
 )
-@argument("captures", ANY_CAPTURE, nargs=-1, required=True, type=NAME)
+@argument("captures", ANY_CAPTURE, nargs=-1, required=True, type=NAME, metavar="CAPTURE...")
 @json_flag("run")
 @state_option
 @config_option

@@ -41,24 +41,24 @@ from ergo_capture.units import counted
     "-o",
     type=PATH,
     metavar="DST",
-    help="Bundle file to write; for a journal, directory of bundles.",
+    help="Bundle file to write; for a journal, a directory for the bundles.",
 )
-@flag("--settle", help="Settle the quarantined sessions of a state directory: salvage them beside its journal.")
+@flag("--settle", help="Salvage the quarantined sessions of a state directory into that directory.")
 @click.option(
     "--session",
     "given_up",
     multiple=True,
     metavar="SESSION",
-    help="With --settle: give up this open session too, such as one whose graph is gone; may be repeated.",
+    help="With --settle: salvage and end this open session too, for example if its graph is gone; may be repeated.",
 )
 @flag("--force", help="Replace existing files.")
 @click.option(
     "--adapter-provenance",
     default="",
     metavar="TEXT",
-    help="In place of one that is lost; by default the manifest's, or `lost`.",
+    help="The adapter's provenance, if the bundle's is lost; by default that of the manifest, or `lost`.",
 )
-@click.option("--runtime-provenance", default="", metavar="TEXT", help="As --adapter-provenance.")
+@click.option("--runtime-provenance", default="", metavar="TEXT", help="The engine's provenance, likewise.")
 @quiet_flag
 @json_flag("bundle")
 def recover(
@@ -78,8 +78,8 @@ def recover(
     It keeps the events from the beginning as long as they lead to their recorded decisions. Other whole events are set
     aside in a scenario beside the bundle, for `simulate`. The written bundle is verified.
 
-    With --settle it writes the provable part of quarantined sessions, and of segments that were saved when they were
-    removed under a daemon, to `journal.settled-N/salvaged` in the state directory. They are not reported any more.
+    With --settle it writes to `journal.settled-N/salvaged` in the state directory the provable part of quarantined
+    sessions, and of segments that a daemon saved when its journal was removed. The daemon does not report them any more.
 
     Exit code 0 if everything was kept, 3 if something was lost, 1 if nothing could be salvaged.
     """

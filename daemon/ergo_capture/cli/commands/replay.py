@@ -80,7 +80,10 @@ _UPDATE_SECONDS: Final = 0.1
     metavar="BUNDLE...",
 )
 @click.option(
-    "--engine", default="", metavar="SPEC", help=f"The engine that runs the episodes: {FORMS}. Without it, as `verify`."
+    "--engine",
+    default="",
+    metavar="SPEC",
+    help=f"The engine that runs the episodes: {FORMS}. Without it, nothing runs, and the decisions are derived as by `verify`.",
 )
 @timeout_option
 @click.option(
@@ -93,7 +96,7 @@ _UPDATE_SECONDS: Final = 0.1
 )
 @adapter_option
 @flag("--all-divergences", help="Continue after the first decision that differs, and name all.")
-@flag("--strict", help="Expect unique ids and these provenances.")
+@flag("--strict", help="Require unique ids and the provenances that the next two options name.")
 @click.option(
     "--adapter-provenance",
     default="",
@@ -140,10 +143,10 @@ def replay(
 ) -> int:
     """Run the episodes of bundles again with an engine, and explain the first decision that differs.
 
-    It is an error if the engine ends, hangs or gives an invalid answer, unless it did the same at the capture. With the
+    It is an error if the engine ends, hangs or gives an invalid answer, unless it did so in the captured run. With the
     graph's adapter, payloads, effects and the values of the context store are checked too, as by `verify`.
 
-    Exit code 0 if all are the same, 4 if one diverges, 1 if one is unsound or cannot be replayed.
+    Exit code 0 if all decisions are the same, 4 if one differs, 1 if a bundle is unsound or cannot be replayed.
     """
     _check(engine or "fixed")
     _log_to_standard_error()

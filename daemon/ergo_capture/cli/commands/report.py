@@ -35,7 +35,7 @@ _DEVICES: Final = {"/dev", "/proc"}
     "-o",
     type=PATH,
     metavar="FILE",
-    help="The page; - for standard output. By default beside the bundle, as .html; a session's is written here.",
+    help="File of the page, or - for standard output. By default it is beside the bundle; for a session, in this directory.",
 )
 @state_option
 @config_option

@@ -143,7 +143,10 @@ def _tell_trouble(error: ErgoCaptureError | None) -> None:
 @_target_option
 @json_flag("target")
 def status(config: Path | None, state_dir: str, target: str | None, *, as_json: bool) -> None:
-    """Show what is shipped and announced and what is not, from the receipts beside the bundles; no store is asked."""
+    """Show which bundles are shipped and announced.
+
+    It reads the receipts beside the bundles, and asks no store.
+    """
     loaded = _only(_loaded(config, state_dir), target)
     for name, plan in _plans(loaded):
         silent = _unannounced(loaded, name, plan)
@@ -179,9 +182,10 @@ def status(config: Path | None, state_dir: str, target: str | None, *, as_json: 
 @config_option
 @_target_option
 def check(config: Path | None, target: str | None) -> int:
-    """Test each store with a small object, check the stream of announcements, and report what is missing.
+    """Test each store, and the announcements.
 
-    The object is written, read and listed. Exit code 1 if bundles cannot be shipped to a target, or if a graph's
+    A small object is written to each store, read and listed, and the stream of announcements is checked. It reports what
+    is missing. Exit code 1 if bundles cannot be shipped to a target, or if a graph's
     bundles cannot be announced.
     """
     from ergo_capture.objects.opening import open_store  # noqa: PLC0415
@@ -298,9 +302,9 @@ def _print_finding(target: str, finding: Finding, *, as_json: bool) -> None:
 @config_option
 @_target_option
 def put(bundles: tuple[str, ...], config: Path | None, target: str | None) -> int:
-    """Ship bundles that are in no state directory, such as recovered ones; a receipt is written beside each.
+    """Ship bundles from outside a state directory.
 
-    Exit code 1 if one was not shipped.
+    Use it for recovered bundles, for example. A receipt is written beside each. Exit code 1 if one was not shipped.
     """
     from ergo_capture.bundle.catalogue import bundle_at  # noqa: PLC0415
     from ergo_capture.bundle.receipt import Receipts, place_of  # noqa: PLC0415

@@ -60,12 +60,12 @@ def systemd() -> None:
 @click.option(
     "--command", type=PATH, metavar="FILE", help="The ergo-capture command that the service runs; by default this one."
 )
-@flag("--ship", help="Also the unit that ships bundles to object stores, see `ergo-capture help ship`.")
+@flag("--ship", help="Also write the unit that ships bundles to object stores; see `ergo-capture help ship`.")
 @flag("--dry-run", help="Print what would be written, and write nothing.")
 def install(prefix: Path, command: Path | None, *, ship: bool, dry_run: bool) -> None:
-    """Write the units, the definition of the service's user and a first configuration.
+    """Write the units and a first configuration.
 
-    Print the commands to run next. An existing configuration is kept. Units are replaced, drop-ins in
+    It also writes the definition of the service's user, and prints the commands to run next. An existing configuration is kept. Units are replaced, drop-ins in
     /etc/systemd/system are not.
     """
     runs = _command(command)

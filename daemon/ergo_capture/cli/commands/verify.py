@@ -52,7 +52,7 @@ from ergo_capture.errors import ExitCode
     metavar="BUNDLE...",
 )
 @adapter_option
-@seal_option("check the seals of the bundles; of a directory of bundles, their chain, too.")
+@seal_option("check the seals of the bundles, and for a directory of bundles also their chain.")
 @jobs_option
 @no_manifest_flag
 @quiet_flag
@@ -75,10 +75,10 @@ def verify(
 ) -> int:
     """Check format, hashes and ids, and derive every decision again from the recorded outcomes.
 
-    A bundle with a manifest beside it is first compared with its size and SHA-256. For a session that goes on, the
+    A bundle with a manifest beside it is first compared with its size and SHA-256. For an open session, the
     decided events are checked.
 
-    With the graph's adapter, the context store is rebuilt from the effects, and each payload has to be the one that the
+    With the graph's adapter, the context store is rebuilt from the effects, and each payload must be the one that the
     host derives. The manifest proves which values came from the store; without it, the output says what was checked.
 
     Exit code 0 if every bundle is sound, 4 if a decision diverges, 1 if a bundle is unsound or cannot be read.
