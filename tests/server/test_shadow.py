@@ -88,9 +88,10 @@ async def test_a_bad_bundle_is_reported_and_its_segments_are_kept(
     assert "bundle.refuted" in capsys.readouterr().out
 
 
-async def test_the_journal_that_is_kept_is_bounded(held: list[Path]) -> None:
+@pytest.mark.parametrize("keep_bytes", ["32KiB", "0B"])
+async def test_the_journal_that_is_kept_is_bounded(held: list[Path], keep_bytes: str) -> None:
     """A disk that spoils every bundle must not fill up."""
-    text = ALWAYS + 'keep_bytes = "32KiB"\n[journal]\nsegment_bytes = "16KiB"\n'
+    text = ALWAYS + f'keep_bytes = "{keep_bytes}"\n[journal]\nsegment_bytes = "16KiB"\n'
     async with published(text) as (daemon, shadow):
         await until(lambda: shadow._failed == 1)
         assert len(list(shadow.needed())) == 1

@@ -235,10 +235,10 @@ class Service:
         self.writer.make_room = publisher.follower.room_to_make
         self.retention.count_as_free(publisher.follower.spare_bytes)
         tasks.start_soon(publisher.follower.run, self.registry.sessions)
-        # The bytes of journal that an idle session, or a bundle that is to be verified, may keep.
-        bounds = filter(None, (config.verify.keep_bytes, config.rotation.max_journal_bytes))
+        # A bundle that is to be verified keeps no more of the journal than an idle session may.
+        keep_bytes = min(config.verify.keep_bytes, config.rotation.max_journal_bytes or config.verify.keep_bytes)
         request = self.registry.segment_collector.request
-        self.shadow = ShadowVerifier(config.verify, min(bounds, default=0), journal, request)
+        self.shadow = ShadowVerifier(config.verify, keep_bytes, journal, request)
         self.registry.kept_segments = self.shadow.needed
         tasks.start_soon(self.shadow.run)
         return Running(journal, self.writer, publisher, self.registry, self.shadow)
