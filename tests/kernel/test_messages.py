@@ -73,6 +73,7 @@ KIND = '"kind":"Command"'
         (VALUE, '{"Number":"1"}', "invalid type: `1`, expected f64", f"{IN_VALUE}.Number"),
         (VALUE, '{"Number":1e999}', "number out of range", f"{IN_VALUE}.Number"),
         (VALUE, '{"Nope":1}', f"unknown variant `Nope`, expected one of {VALUES}", IN_VALUE),
+        ('"writes":[{', r'"writes":[{"\ud800":0,', "lone surrogate in a string", "$.decisions[0].effects[0].effect.writes[0]"),
         (VALUE, '"Number"', f"unknown variant `Number`, expected one of {VALUES}", IN_VALUE),
         (VALUE, '{"Series":[1,"x"]}', "invalid type: `x`, expected f64", f"{IN_VALUE}.Series[1]"),
         (VALUE, '{"Series":{}}', "invalid type: an object, expected a sequence", f"{IN_VALUE}.Series"),
