@@ -103,6 +103,17 @@ async def test_a_manifest_that_a_crash_left_without_a_seal_is_sealed_first(tmp_p
     assert chain_of(tmp_path, key) == ChainReport((), 5, 0, 1, 5, is_whole=True)
 
 
+async def test_a_start_seals_what_a_crash_left_without_a_seal(tmp_path: Path, key: SealKey) -> None:
+    """No further bundle has to be published for it."""
+    await capture(tmp_path, sealing(tmp_path), sessions=3)
+    numbered(tmp_path, SEAL_SUFFIX)[3].unlink()
+    async with running_daemon(sealing(tmp_path), tmp_path / "state"):
+        with anyio.fail_after(PATIENCE):
+            while 3 not in numbered(tmp_path, SEAL_SUFFIX):
+                await anyio.sleep(0.01)
+    assert chain_of(tmp_path, key) == ChainReport((), 3, 0, 1, 3, is_whole=True)
+
+
 async def test_the_last_seal_is_found_without_reading_all_of_them(
     tmp_path: Path, key: SealKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:

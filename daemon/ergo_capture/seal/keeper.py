@@ -64,9 +64,18 @@ class SealKeeper:
             ErgoCaptureError: a manifest cannot be read.
         """
         with self._lock:
-            if not self._is_read:
-                self._catch_up()
+            self._catch_up()
             self._seal(manifest)
+
+    def catch_up(self) -> None:
+        """Seal the bundles that a crash left without a seal, unless that was done; the next seal then takes no time.
+
+        Raises:
+            CaptureWriteError: a seal cannot be written.
+            ErgoCaptureError: a manifest cannot be read.
+        """
+        with self._lock:
+            self._catch_up()
 
     def bury(self, bundle: Path, reason: str) -> None:
         """Write the tombstone of a bundle that is about to be deleted, durably; do nothing if it has no seal.
@@ -91,7 +100,9 @@ class SealKeeper:
                 ) from error
 
     def _catch_up(self) -> None:
-        """Find the last seal, and seal what was published after it."""
+        """Find the last seal, and seal what was published after it; do nothing if that was done."""
+        if self._is_read:
+            return
         self._head, unsealed = _last_seal(self._bundles)
         self._is_read = True
         try:

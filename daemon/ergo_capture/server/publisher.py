@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -67,8 +67,10 @@ class BundlePublisher:
         self._published_sequence = published_sequence
         self._seals = seals
         self._on_published = on_published
-        #: The numbers of finished bundles; None until the first one is to be published.
+        #: The numbers of finished bundles; None until the greatest one was found.
         self._sequence: Sequence | None = None
+        #: Held while it is searched for.
+        self._sequence_lock = asyncio.Lock()
         #: SHA-256 of the last snapshot, by session and part.
         self._snapshots: dict[tuple[str, int], str] = {}
         #: Bundles that were published beside a finished one; each is logged once.
@@ -174,13 +176,28 @@ class BundlePublisher:
             own=self._snapshots.get((description.session, part.number), ""),
         )
 
+    async def prepare(self) -> None:
+        """Look at the bundles that stand: the first one that is finished would wait for it, a second for 20,000.
+
+        An error is left to the first publication, which tries again and reports it.
+        """
+        await self._found_sequence()
+        if self._seals is not None:
+            with suppress(ErgoCaptureError, OSError):
+                await to_thread.run_sync(self._seals.catch_up)
+
+    async def _found_sequence(self) -> Sequence:
+        async with self._sequence_lock:
+            if self._sequence is None:
+                found = await to_thread.run_sync(greatest_sequence, self._state / "bundles")
+                self._sequence = Sequence(max(found, self._published_sequence))
+            return self._sequence
+
     async def _publish(self, composed: ComposedBundle) -> Publication:
         """Give a composed bundle its name and, if it is finished, the next number."""
         async with self._publish_lock:
-            if self._sequence is None and composed.job.ended != SNAPSHOT:
-                found = await to_thread.run_sync(greatest_sequence, self._state / "bundles")
-                self._sequence = Sequence(max(found, self._published_sequence))
-            publication, beside = await to_thread.run_sync(publish_bundle, composed, self._sequence)
+            sequence = None if composed.job.ended == SNAPSHOT else await self._found_sequence()
+            publication, beside = await to_thread.run_sync(publish_bundle, composed, sequence)
             if self._seals is not None and composed.job.ended != SNAPSHOT:
                 # Seal under the lock, in the order of the numbers, and before segments of the bundle may be deleted.
                 await to_thread.run_sync(self._seals.seal, Path(publication.manifest))

@@ -285,6 +285,7 @@ class Service:
         tasks.start_soon(self._log_suppressed)
         tasks.start_soon(clock.beat, lambda seconds: log.warning(telemetry.DAEMON_PAUSED, seconds=round(seconds, 1)))
         tasks.start_soon(self.retention.run)
+        tasks.start_soon(running.publisher.prepare)
         if components.config.snapshot.interval:
             snapshots = Snapshots(registry.sessions, components.config.snapshot.interval.seconds)
             tasks.start_soon(snapshots.run)

@@ -195,6 +195,27 @@ async def test_finished_bundles_are_numbered_in_the_order_of_their_publication(
             assert sorted(m["sequence"] for m in manifests(daemon)) == list(range(1, 4 + len(daemon.bundles()) - 3))
 
 
+async def test_a_start_looks_for_the_greatest_number_once_and_before_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With many bundles it takes seconds, and the first client that closes a session would wait for it."""
+    looks: list[int] = []
+
+    def look(bundles: Path) -> int:
+        looks.append(greatest_sequence(bundles))
+        return looks[-1]
+
+    monkeypatch.setattr(publisher_module, "greatest_sequence", look)
+    with short_directory() as place:
+        for number in (1, 2):
+            looks.clear()
+            async with running_daemon(state=place / "state") as daemon:
+                await until(lambda: bool(looks))
+                assert looks == [number - 1]
+                assert (await capture_one(daemon))["sequence"] == number
+            assert len(looks) == 1
+
+
 async def test_a_number_is_not_given_twice_after_its_bundle_was_deleted() -> None:
     """The number is in the PUBLISHED frame, or in the manifest of an interrupted deletion."""
     with short_directory() as place:
