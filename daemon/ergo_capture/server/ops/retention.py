@@ -220,7 +220,8 @@ class Retention:
                 graph=bundle.graph,
                 bytes=bundle.size,
                 reason=step.choice.reason,
-                hint="it was deleted and no store has it: see `ergo-capture ship status` and `ergo-capture ship check`",
+                hint="it was deleted before every target of retention.shipped_to held it: see `ergo-capture ship "
+                "status` and `ergo-capture ship check`",
             )
             return
         log.info(
