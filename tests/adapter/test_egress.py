@@ -141,6 +141,7 @@ READY = '{"type":"ready","protocol":"ergo-egress.v1","handled_kinds":'
             "ready frame protocol mismatch: expected 'ergo-egress.v1', got 'ergo-egress.v2'",
         ),
         ('{"type":"other"}', "invalid startup frame: unknown variant `other`, expected `ready` or `intent_ack`"),
+        ("1", "invalid startup frame: invalid type: integer `1`, expected internally tagged enum InboundFrameTag"),
         # Unlike a driver's frames, these cannot be arrays.
         ('["ready","ergo-egress.v1",["send"]]', "invalid startup frame: trailing characters"),
     ],

@@ -88,10 +88,9 @@ def test_a_refused_event_fails_the_run() -> None:
     """This also holds after events that were accepted."""
     with pytest.raises(HostError) as raised:
         run_driver(host(), [HELLO, event(), event()], Progress(["E1"]))
-    assert (raised.value.refusal.code, raised.value.refusal.detail) == (
-        "host.step_failed",
-        "duplicate event_id 'a' in canonical host runner",
-    )
+    refusal = raised.value.refusal
+    assert (refusal.code, refusal.detail) == ("host.step_failed", "duplicate event_id 'a' in canonical host runner")
+    assert str(raised.value) == str(refusal)
 
 
 def test_a_host_stops_after_so_many_events_of_a_driver() -> None:
@@ -148,6 +147,12 @@ def test_a_fixture_has_episodes_of_events() -> None:
             "driver.input_invalid",
             ("failed to parse fixture: fixture parse error at line 3 in 'f': unknown field `x`, expected one of `type`, `id`, "
             "`payload`, `semantic_kind`"),
+        ),
+        (
+            "1",
+            "driver.input_invalid",
+            ("failed to parse fixture: fixture parse error at line 1 in 'f': invalid type: integer `1`, expected internally "
+            "tagged enum FixtureRecord"),
         ),
         (fixture(ONE | {"id": "x"}, ONE | {"id": "x"}), "fixture.duplicate_event_id", None),
         (fixture({"type": "Command"}), "fixture.semantic_kind_missing", None),

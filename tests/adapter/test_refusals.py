@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from tests.adapter.test_canonical import canonical_payload
 from tests.adapter.test_egress import CONFIG
 
 from ergo_capture import ActionEffect, Constraints, ExternalEvent, FaultRuntime
-from ergo_capture.adapter import AdapterError, ContextStore, HostedEvent, load_adapter
+from ergo_capture.adapter import Adapter, AdapterError, ContextStore, HostedEvent, load_adapter
 from ergo_capture.adapter.binding import Binding, refusal_text
 from ergo_capture.adapter.composition import Node, check_composition
 from ergo_capture.adapter.egress import check_intents, check_owners, parse_egress_config
@@ -74,9 +75,9 @@ def step_twice() -> None:
     run.step(hosted({}))
 
 
-def compose(**needs: Any) -> None:
+def compose(adapter: Adapter = ADAPTER, **needs: Any) -> None:
     """Check a node against the adapter."""
-    check_composition(ADAPTER, [msgspec.convert({"id": "n0"} | needs, Node)])
+    check_composition(adapter, [msgspec.convert({"id": "n0"} | needs, Node)])
 
 
 def write(key: str, value: Value) -> None:
@@ -90,6 +91,11 @@ def captured(payload: dict[str, Any], kind: str | None, values: dict[str, Any] |
 
 
 ONE = Value(Number=1.0)
+#: Adapters without writable keys, and without event kinds.
+READ_ONLY = load_adapter(
+    MANIFEST.replace("writable: true", "writable: false").replace("name: set_context", "name: send")
+)
+WITHOUT_EVENTS = load_adapter(re.sub("event_kinds:.*(?=accepts:)", "event_kinds: []\n", MANIFEST, flags=re.DOTALL))
 #: Refusals of several rows.
 NO_UNICODE = (
     "schema_violation",
@@ -407,6 +413,15 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, str, str, str, str | None, 
         None,
         ExitCode.FAILED,
     ),
+    "captured payload beside an adapter without event kinds": (
+        lambda: WITHOUT_EVENTS.check_captured({}, ContextStore()),
+        "schema_violation",
+        "no event kind of the adapter takes the payload: it has none",
+        "$",
+        CAPTURED_FIX,
+        None,
+        ExitCode.FAILED,
+    ),
     "key for a source": (
         lambda: compose(reads=[{"name": "q", "type": "Number", "required": True}]),
         "manifest_rule",
@@ -451,6 +466,16 @@ REFUSALS: dict[str, tuple[Callable[[], object], str, str, str, str, str | None, 
         "node 'n0'",
         "Change type of 'n' in adapter's context_keys to 'Bool'",
         "COMP-13",
+        ExitCode.CONFIG,
+    ),
+    "set_context for an action": (
+        lambda: compose(intents=[{"kind": "send", "fields": [], "mirrored": True}], adapter=READ_ONLY),
+        "manifest_rule",
+        ("action composition failed for node 'n0': Adapter does not accept set_context effect required for writes "
+        "(COMP-14)"),
+        "node 'n0'",
+        "Add 'set_context' to adapter accepts.effects",
+        "COMP-14",
         ExitCode.CONFIG,
     ),
     "effect for an intent": (
@@ -521,6 +546,7 @@ def test_routed_effects_do_not_end_the_check_of_others() -> None:
 
 def test_numbers_are_read_as_a_binding_was_told() -> None:
     """This applies to the numbers in the manifest's schemas and in payloads."""
+    assert Binding(None).numbers == "reference"
     adapter = Binding(MANIFEST, "exact").adapter
     assert adapter is not None
     assert adapter.numbers == "exact"
@@ -530,11 +556,12 @@ def test_numbers_are_read_as_a_binding_was_told() -> None:
         Binding("[]", name="other")
 
 
+@pytest.mark.parametrize(("rule", "by"), [("r", ", by 'r'"), ("", ""), (None, "")])
 @pytest.mark.parametrize("length", [400, 470, 499, 500, 600])
-def test_the_text_of_a_refusal_has_at_most_500_characters(length: int) -> None:
-    """The message is cut first; a place that leaves no room for the message is left out."""
-    error = AdapterError("schema_violation", "m" * 600, where="w" * length, fix="f", rule="r")
-    place = f" (at {'w' * length}, by 'r')"
+def test_the_text_of_a_refusal_has_at_most_500_characters(length: int, rule: str | None, by: str) -> None:
+    """The message is cut first; a place that leaves no room for the message is left out, and so is no rule."""
+    error = AdapterError("schema_violation", "m" * 600, where="w" * length, fix="f", rule=rule)
+    place = f" (at {'w' * length}{by})"
     expected = "m" * 500 if len(place) >= 500 else "m" * (500 - len(place)) + place
     assert refusal_text(error) == expected
 

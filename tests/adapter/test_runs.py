@@ -11,12 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.adapter.cases import Clock, VirtualChannels, VirtualDriver, case_of, rows
 from tests.adapter.test_accept import MANIFEST
+from tests.adapter.test_composition import SEND
+from tests.adapter.test_egress import CONFIG
 
 from ergo_capture import encode_bundle
 from ergo_capture.adapter.egress import parse_egress_config
 from ergo_capture.adapter.errors import AdapterError
 from ergo_capture.adapter.simulate import Case, CaseError, EngineOutcome, Outcome, read_case, simulate
 from ergo_capture.bundle.format import CaptureJsonStyle
+from ergo_capture.kernel.effects import IntentRecord
+from ergo_capture.kernel.records import CapturedIntentAck
 
 #: Refused alike, in words that end otherwise: the position that serde_json adds, the excerpt that toml adds.
 WORDED_OTHERWISE = {"unknown-kind", "toml-no-default"}
@@ -69,8 +73,10 @@ def minimal(**fields: Any) -> Case:
 
 def test_outcomes_of_another_event_are_an_error_of_the_case() -> None:
     """Otherwise they would be taken for outcomes of the event."""
-    with pytest.raises(CaseError, match="none for a run of 'a': the next is of 'b'"):
+    with pytest.raises(CaseError, match=r"none for a run of 'a': the next is of 'b'$"):
         simulate(minimal(engine_outcomes=[{"event_id": "b", "termination": "Completed"}]))
+    with pytest.raises(CaseError, match=r"none for a run of 'a': there are no more$"):
+        simulate(minimal(engine_outcomes=[]))
 
 
 def test_a_deadline_of_zero_calls_no_engine() -> None:
@@ -224,6 +230,42 @@ def test_a_case_names_its_driver_by_its_command() -> None:
     assert refusal is not None
     detail = 'process driver ["python", "d.py"] ended before first committed step (exit status: 2)'
     assert (refusal.code, refusal.detail) == ("driver.start_failed", detail)
+
+
+class Ended:
+    """Channels that note whether they were ended by a host that stopped."""
+
+    def __init__(self) -> None:
+        self.host_stop: bool | None = None
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def dispatch(self, intent: IntentRecord) -> CapturedIntentAck:
+        """Fail: there are no intents."""
+        raise AssertionError(intent)
+
+    def finish(self, *, host_stop: bool) -> None:
+        """Note the end."""
+        self.host_stop = host_stop
+
+
+@pytest.mark.parametrize(("max_events", "host_stop"), [(1, True), (2, False)])
+def test_channels_are_told_whether_the_host_stopped(max_events: int, host_stop: bool) -> None:
+    """A channel may then have ended without a request."""
+    channels = Ended()
+    simulate(minimal(max_events=max_events), channels=channels)
+    assert channels.host_stop is host_stop
+
+
+def test_a_refused_run_keeps_the_warnings_of_its_configuration() -> None:
+    """They come first, and may tell why it is refused."""
+    adapter = MANIFEST.replace("effects: [", f"effects: [{SEND}, ")
+    outcome = simulate(
+        minimal(fixture=None, driver_lines=[], adapter_yaml=adapter, egress_toml=CONFIG, nodes=[], engine_outcomes=[])
+    )
+    assert (outcome.status, outcome.reason) == ("refused", "driver.start_failed")
+    assert outcome.warnings == ("egress route declared for non-emittable kind 'send'",)
 
 
 def test_a_case_that_is_none_says_what_one_is() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ergo_capture.adapter.schemas import PayloadSchema, SchemaError, context_type
+from ergo_capture.adapter.schemas import PayloadSchema, SchemaError, Violation, context_type
 
 DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 
@@ -47,6 +47,12 @@ def test_an_older_draft_that_a_schema_names_is_not_heeded() -> None:
     """0.40 takes it: there siblings of a reference are not looked at in a schema that names draft 7."""
     schema = {"$ref": "#/$defs/any", "maximum": 1}
     assert not takes(schema, 2, **{"$schema": DRAFT_7, "$defs": {"any": {"type": "number"}}})
+
+
+def test_a_valid_payload_has_no_reason_to_be_refused() -> None:
+    """This is reported when the validator changes its mind."""
+    schema = PayloadSchema({"type": "object", "additionalProperties": False})
+    assert schema.violation({}) == Violation("the validator gives no reason", (), "")
 
 
 @pytest.mark.parametrize(

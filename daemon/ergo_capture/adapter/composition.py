@@ -46,11 +46,11 @@ class Node(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def emitted_kinds(nodes: Iterable[Node]) -> list[str]:
     """Return the kinds of effect that a graph can emit, sorted."""
-    kinds: dict[str, None] = {}
+    kinds: set[str] = set()
     for node in nodes:
         if node.writes or any(intent.mirrored for intent in node.intents):
-            kinds[SET_CONTEXT] = None
-        kinds |= dict.fromkeys(intent.kind for intent in node.intents)
+            kinds.add(SET_CONTEXT)
+        kinds |= {intent.kind for intent in node.intents}
     return sorted(kinds)
 
 

@@ -114,7 +114,7 @@ class Adapter:
         try:
             bound = ExternalEvent.with_payload(event.event_id, event.kind, event.at, write_json(merged))
         except ValueError as error:
-            raise _violation(event, _mismatch(event.semantic_kind, str(error)), (), "payload", taken) from error
+            raise _violation(event, _mismatch(event.semantic_kind, str(error)), "payload") from error
         return Bound(bound, store.held_by(merged) if len(store) else ())
 
     def check_captured(self, payload: dict[str, Any], store: ContextStore, semantic_kind: str | None = None) -> None:
@@ -156,11 +156,11 @@ class Adapter:
     def _kind_and_payload(self, event: HostedEvent) -> tuple[_Kind, dict[str, Any]]:
         payload = event.payload
         if payload is not None and not isinstance(payload, dict):
-            raise _violation(event, "payload must be a JSON object", (), "type", ())
+            raise _violation(event, "payload must be a JSON object", "type")
         if event.semantic_kind is None:
             raise self._kind_violation("semantic_kind is required in adapter-bound mode")
         if payload is None:
-            raise _violation(event, "payload is required in adapter-bound mode", (), "required", ())
+            raise _violation(event, "payload is required in adapter-bound mode", "required")
         kind = self._kinds.get(event.semantic_kind)
         if kind is None:
             raise self._kind_violation(f"unknown semantic event kind '{event.semantic_kind}'")
@@ -180,9 +180,8 @@ class Adapter:
         if kind.schema.takes(payload):
             return
         violation: Violation = kind.schema.violation(sorted_keys(payload))
-        raise _violation(
-            event, _mismatch(event.semantic_kind, violation.message), violation.path, violation.keyword, taken
-        )
+        message = _mismatch(event.semantic_kind, violation.message)
+        raise _violation(event, message, violation.keyword, violation.path, taken)
 
     def __repr__(self) -> str:
         return f"<Adapter {self.manifest.id!r} {self.manifest.version}, {len(self._kinds)} event kinds>"
@@ -208,7 +207,9 @@ def _of_schema(semantic_kind: str, violation: Violation) -> AdapterError:
     )
 
 
-def _violation(event: HostedEvent, message: str, path: Path, rule: str, taken: tuple[str, ...]) -> AdapterError:
+def _violation(
+    event: HostedEvent, message: str, rule: str, path: Path = (), taken: tuple[str, ...] = ()
+) -> AdapterError:
     if path and path[0] in taken:
         fix = f"send '{path[0]}' with the event: the value in the context store, which graph effects wrote, is refused"
     else:

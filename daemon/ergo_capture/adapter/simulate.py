@@ -173,7 +173,7 @@ def _simulate(
     case: Case, observations: Iterable[Observation] | None, channels: Channels | None, warnings: list[str]
 ) -> Outcome:
     egress = None if case.egress_toml is None else _read_egress(case.egress_toml)
-    adapter = None if case.adapter_yaml is None else _read_adapter(case.adapter_yaml, case.numbers, case.nodes or ())
+    adapter = None if case.adapter_yaml is None else _read_adapter(case.adapter_yaml, case.nodes or ())
     if adapter is None:
         _check_needed(case.nodes or ())
     else:
@@ -235,9 +235,9 @@ def _read_egress(text: str) -> EgressConfig:
         raise HostError(refusal) from error
 
 
-def _read_adapter(text: str, numbers: Numbers, nodes: Iterable[Node]) -> Adapter:
+def _read_adapter(text: str, nodes: Iterable[Node]) -> Adapter:
     try:
-        adapter = load_adapter(text, numbers=numbers)
+        adapter = load_adapter(text)
         check_composition(adapter, nodes)
     except AdapterError as error:
         if error.code == EXTRA_MISSING:
