@@ -78,16 +78,27 @@ def test_the_last_final_bundle_is_the_one_with_most_events(tmp_path: Path) -> No
     assert (found.bundle, found.events, found.opened_by) == (last, 12, PEER)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
 def test_a_session_whose_parts_all_stand_is_found_by_their_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    parts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many clients may resume sessions that are over, and other bundles may stand by the ten thousand."""
-    write(tmp_path, manifest(ended="rotated"))
-    last = write(tmp_path, manifest(bundle="s~2.capture.json", part=2, first_event=3))
+    last = write(tmp_path, manifest(ended="complete" if parts == 1 else "rotated"))
+    if parts == 2:
+        last = write(tmp_path, manifest(bundle="s~2.capture.json", part=2, first_event=3))
     monkeypatch.setattr(os, "scandir", listing_only(tmp_path))
     found = find_finished(tmp_path, "s")
     assert found is not None
-    assert (found.bundle, found.events) == (last, 6)
+    assert (found.bundle, found.events) == (last, 3 * parts)
+
+
+def test_the_bundle_of_two_of_one_part_that_has_more_events_is_the_last(tmp_path: Path) -> None:
+    """It may be the one that stands under the part's own name."""
+    first = write(tmp_path, manifest())
+    write(tmp_path, manifest(bundle="s~1~2.capture.json", events=1))
+    found = find_finished(tmp_path, "s")
+    assert found is not None
+    assert found.bundle == first
 
 
 @pytest.mark.parametrize(
