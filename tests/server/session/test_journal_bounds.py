@@ -109,6 +109,15 @@ async def test_an_idle_session_whose_part_is_empty_moves_forward_without_a_bundl
                 assert (closed["events"], len(closed["bundles"])) == (1 + 2 * rotated, 1 + rotated)
 
 
+async def test_a_part_moves_forward_without_an_event_to_be_written_with() -> None:
+    """No client may send any more; decisions may wait."""
+    async with running_daemon('[journal]\ndecision_delay = "1h"\n') as daemon, daemon.session():
+        (session,) = sessions_of(daemon)
+        moved = anyio.Event()
+        session.parts.move_forward(session._is_empty, moved.set)
+        await moved.wait()
+
+
 async def test_events_that_come_while_a_part_moves_forward_are_kept() -> None:
     """The frame that begins the part is not written after them."""
     with short_directory() as place:
@@ -136,7 +145,9 @@ async def test_the_status_names_who_keeps_the_journal() -> None:
         holder = (await daemon.ask("status"))["status"]["running"]["journal_holder"]
         assert holder["session"] == idle.opened["session"]
         assert (holder["quarantined"], holder["segment"]) == (False, 1)
-        assert holder["bytes"] >= 1 << 19
+        journal = daemon.service.registry._journal
+        kept = [size for number, size in journal.segments.items() if number < journal.current_segment]
+        assert holder["bytes"] == sum(kept) >= 1 << 19
 
 
 async def test_sessions_of_one_user_that_run_out_of_ids_end_their_parts() -> None:

@@ -209,6 +209,14 @@ def test_a_loss_is_told_with_what_is_missing_and_both_ways_to_go_on() -> None:
     )
 
 
+async def test_a_session_that_is_gone_with_acknowledged_events_is_named() -> None:
+    """The client may have several."""
+    async with running_daemon() as daemon:
+        code, message, _ = await refused(daemon, Open(session="gone", acknowledged=Acknowledged(5, "e5")))
+        assert code is Code.ACKNOWLEDGED_LOST
+        assert message.startswith("all 5 acknowledged events of session 'gone' are lost, up to 'e5'")
+
+
 async def test_a_session_that_lost_the_others_events_is_not_resumed_by_another_user() -> None:
     """A claim about an open session is accepted only from its user."""
     async with running_daemon() as daemon:

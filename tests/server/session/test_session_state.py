@@ -17,6 +17,7 @@ from tests.server.session.test_refusals import Connection, opened
 
 from ergo_capture.errors import ErgoCaptureError
 from ergo_capture.journal.payloads import Interruption, Loss
+from ergo_capture.pauses import clock
 from ergo_capture.protocol.capture import Code, ProtocolError
 from ergo_capture.server.session.admission_queue import Rejection
 from ergo_capture.server.session.session import SessionSnapshot, SessionState
@@ -249,3 +250,17 @@ async def test_room_is_waited_for_until_events_are_decided_or_the_session_fails(
         with pytest.raises(ErgoCaptureError, match="over"):
             await session.until_decided(2)
         await session.until_accepted()
+
+
+async def test_a_session_lingers_longer_by_the_time_that_the_process_was_suspended() -> None:
+    """Its client could not come back meanwhile."""
+    async with running_daemon('[session]\nlinger = "1h"\n') as daemon:
+        session, registry = await opened(daemon), daemon.service.registry
+        session.owner = None
+        registry.linger(session)
+        registry._lingering[session.description.session].cancel()
+        registry._end_lingering(session, "interrupted", clock.now() + 0.2)
+        at_once = session.ended
+        await session.over.wait()
+        assert (at_once, session.ended) == (None, "interrupted")
+        assert registry._lingering == {}
