@@ -45,6 +45,9 @@ def host(runtime: Any = None) -> Host:
         ([HELLO, event(), NO_UTF8], End("interrupted", "protocol_violation")),
         ([HELLO, event(), HELLO], End("interrupted", "protocol_violation")),
         ([HELLO, event(), Observation("line", "{")], End("interrupted", "protocol_violation")),
+        # A line may end with a carriage return, but with no other blank.
+        ([HELLO, event(), Observation("line", '{"type":"end"}\x0b\n')], End("interrupted", "protocol_violation")),
+        ([HELLO, event(), Observation("line", '{"type":"end"}X\n')], End("interrupted", "protocol_violation")),
         ([HELLO, event(), OVER], End("interrupted", "driver_terminated")),
         ([HELLO, event()], End("interrupted", "driver_terminated")),
         ([HELLO, event(), Observation("stop")], End("interrupted", "host_stop_requested")),

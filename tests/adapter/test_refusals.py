@@ -509,6 +509,7 @@ def test_a_refusal_says_what_where_and_what_to_do(
     error = caught.value
     assert (error.code, error.message, error.where) == (code, message, where)
     assert (error.fix, error.hint, error.rule, error.exit_code) == (fix, fix, rule, exit_code)
+    assert error.op == "apply adapter"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -47,6 +49,27 @@ def test_an_older_draft_that_a_schema_names_is_not_heeded() -> None:
     """0.40 takes it: there siblings of a reference are not looked at in a schema that names draft 7."""
     schema = {"$ref": "#/$defs/any", "maximum": 1}
     assert not takes(schema, 2, **{"$schema": DRAFT_7, "$defs": {"any": {"type": "number"}}})
+
+
+def test_a_schema_of_an_unknown_dialect_is_not_looked_up() -> None:
+    """The validator would request it to learn its vocabularies."""
+    requested: list[str] = []
+
+    class Dialects(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requested.append(self.path)
+            self.send_error(404)
+
+    with HTTPServer(("127.0.0.1", 0), Dialects) as server:
+        thread = Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            dialect = f"http://127.0.0.1:{server.server_port}/dialect"
+            assert not takes({"type": "string"}, 1, **{"$schema": dialect})
+        finally:
+            server.shutdown()
+            thread.join()
+    assert requested == []
 
 
 def test_a_valid_payload_has_no_reason_to_be_refused() -> None:

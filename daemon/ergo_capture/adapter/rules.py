@@ -240,20 +240,18 @@ def _required_fields(m: Manifest) -> Iterator[BrokenRule]:
     for index, kind in enumerate(m.event_kinds):
         properties = _properties(kind.payload_schema)
         for field in required_names(kind.payload_schema):
+            path = ("event_kinds", index, "payload_schema", "properties", field)
             if field not in properties:
                 detail = "required field is not declared under payload_schema.properties"
                 yield _unsupported(index, kind.name, field, detail)
-                continue
-            path = ("event_kinds", index, "payload_schema", "properties", field)
-            expected = context_type(properties[field])
-            if field not in types:
+            elif field not in types:
                 yield BrokenRule(
                     "ADP-18",
                     f"Required event field '{kind.name}.{field}' is not declared in adapter context_keys",
                     path,
                     f"Add context key '{field}' to context_keys with matching type",
                 )
-            elif types[field] != expected:
+            elif types[field] != (expected := context_type(properties[field])):
                 yield BrokenRule(
                     "ADP-18",
                     f"Required event field '{kind.name}.{field}' type mismatch: context key is '{types[field]}', "
@@ -303,5 +301,5 @@ def _parse_version(text: str) -> Any:
         return None
     *core, pre, build = match.groups()
     #: Numbers are below words; a longer number is the greater one, because there are no leading zeros.
-    identifiers = [(0, len(part), part) if part.isdigit() else (1, 0, part) for part in pre.split(".")] if pre else []
+    identifiers = [(0, len(part), part) if part.isdigit() else (1, part) for part in pre.split(".")] if pre else []
     return [int(part) for part in core], pre is None, identifiers, build is not None
