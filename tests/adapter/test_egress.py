@@ -92,6 +92,7 @@ def test_a_duration_is_a_number_of_a_unit(text: str, millis: int) -> None:
         ('"2s"', f'"{U64_MAX + 1}ms"', f"unsupported duration '{U64_MAX + 1}ms' (expected suffix ms|s|m|h)"),
         ('"2s"', '"1d"', "unsupported duration"),
         ('"2s"', "2", "invalid type: integer `2`"),
+        (CONFIG.partition("\n")[2], "channels = 1", "invalid type: integer `1`, expected a map"),
         ('default_ack_timeout = "2s"', "", "missing field `default_ack_timeout`"),
         ("[channels.a]", '[channels.""]', "egress channel id must not be empty"),
         ("[routes.send]", '[routes.""]', "egress route kind must not be empty"),

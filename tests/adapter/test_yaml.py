@@ -133,6 +133,7 @@ MORE = "deserializing from YAML containing more than one document is not support
         ("a: [b", "did not find expected ',' or ']' at line 2 column 1, while parsing a flow sequence at line 1 column 4", (2, 1)),
         ("'abc", "found unexpected end of stream at line 1 column 5, while scanning a quoted scalar", (1, 5)),
         ("a: b: c", "mapping values are not allowed in this context at line 1 column 5", (1, 5)),
+        ("\x01a", "control characters are not allowed", None),
         ("a\x01b", "control characters are not allowed at position 1", None),
         ("\ufeffa\x01b", "control characters are not allowed at position 4", None),
         ("a: \ud800", "stream did not contain valid UTF-8", None),
@@ -144,6 +145,16 @@ def test_what_the_reference_does_not_read_is_refused(text: str, message: str, ma
         read_yaml(text)
     assert str(caught.value) == message
     assert (caught.value.line, caught.value.column) == (mark or (None, None))
+
+
+def test_a_text_is_read_without_libyaml(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML has a parser of its own, whose words are others."""
+    monkeypatch.delattr("yaml.CSafeLoader", raising=False)
+    assert value_of("a: [1, x]") == {"a": [1, "x"]}
+    with pytest.raises(YamlError) as caught:
+        read_yaml("a:\n\t- 1")
+    where = "at line 2 column 1, while scanning for the next token"
+    assert str(caught.value) == f"found character '\\t' that cannot start any token {where}"
 
 
 def test_128_levels_are_read() -> None:

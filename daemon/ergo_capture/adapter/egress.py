@@ -12,7 +12,7 @@ import msgspec
 
 from ergo_capture.adapter.canonical import read_json, write_json
 from ergo_capture.adapter.errors import EGRESS_CONFIG, INVALID_EFFECT, AdapterError
-from ergo_capture.adapter.shapes import Reader, ShapeError, option, sequence, string, struct, tagged
+from ergo_capture.adapter.shapes import Reader, ShapeError, option, refuse, sequence, string, struct, tagged
 from ergo_capture.adapter.store import SET_CONTEXT
 from ergo_capture.errors import ExitCode
 from ergo_capture.kernel.effects import ActionEffect, IntentField, IntentRecord
@@ -158,7 +158,7 @@ def _duration(value: Any, path: tuple[str | int, ...]) -> int:
 def _by_name(read: Reader) -> Reader:
     def read_all(value: Any, path: tuple[str | int, ...]) -> dict[str, Any]:
         if not isinstance(value, Pairs):
-            raise ShapeError(f"invalid type: {type(value).__name__}, expected a map", path)
+            refuse(value, "a map", path)
         return {name: read(item, (*path, name)) for name, item in sorted(value)}
 
     return read_all

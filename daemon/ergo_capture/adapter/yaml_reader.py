@@ -225,9 +225,8 @@ def _malformed(error: Any, before: int) -> YamlError:
     """Return libyaml's error in the reference's words; ``before`` is the number of bytes before the text."""
     problem_mark = getattr(error, "problem_mark", None)
     if problem_mark is None:
-        position = getattr(error, "position", None)
-        text = getattr(error, "reason", None) or str(error).split("\n", 1)[0]
-        return YamlError(f"{text} at position {position - before}" if position else text)
+        # The text has a character that YAML does not allow; the reference leaves out the very beginning here too.
+        return YamlError(f"{error.reason} at position {error.position - before}" if error.position else error.reason)
     found = YamlError(error.problem, _mark(problem_mark))
     if error.context is not None:
         mark = None if error.context_mark is None else _mark(error.context_mark)
