@@ -272,9 +272,12 @@ async def test_a_flush_during_a_failed_rotation_raises_its_error(monkeypatch: py
             await wire.say(event("a"))
             await wire.until_ack(1, 1)
             await until(lambda: session.parts.current.number == 2)
-            await wire.say({"type": "flush"})
+            flushing = asyncio.create_task(session.flush())
             await storage.until_held()
             await anyio.wait_all_tasks_blocked()
+        with pytest.raises(ErgoCaptureError) as caught:
+            await flushing
+        assert caught.value is session.failure
         assert "create capture output directory" in (await wire.rest())[-1]["message"]
         (daemon.state / "bundles" / "default").unlink()
 
@@ -283,13 +286,13 @@ async def test_a_flush_during_a_rotation_with_a_defect_raises(monkeypatch: pytes
     """It must not wait for a bundle that is never composed."""
     monkeypatch.setattr(parts, "FULL_SECONDS", 0.01)
 
-    def broken(_: Any) -> Any:
+    async def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(publisher_module, "compose_bundle", broken)
     storage = GatedStorage()
     async with running_daemon("[rotation]\nmax_events = 1\n", storage=storage) as daemon, daemon.session() as wire:
         (session,) = sessions_of(daemon)
+        monkeypatch.setattr(session.parts, "_publish", broken)
         with storage.gate("write", ".journal", after=2):
             await wire.say(event("a"))
             await wire.until_ack(1, 1)
@@ -297,7 +300,7 @@ async def test_a_flush_during_a_rotation_with_a_defect_raises(monkeypatch: pytes
             flushing = asyncio.create_task(session.flush())
             await storage.until_held()
             await anyio.wait_all_tasks_blocked()
-        with anyio.fail_after(20), pytest.raises(ErgoCaptureError, match="a defect"):
+        with anyio.fail_after(20), pytest.raises(ErgoCaptureError, match=r"^publish part: RuntimeError: a defect$"):
             await flushing
         monkeypatch.undo()
 

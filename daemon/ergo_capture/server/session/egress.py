@@ -90,7 +90,7 @@ class SessionEgress:
 
     async def finish(self, interruption: Interruption | None) -> None:
         """End the channels after the run. Errors of channels are only logged."""
-        if self.channels is None or not self.channels.is_up:
+        if self.channels is None:
             return
         if interruption is not None and interruption.reason in _KILLED:
             await self.channels.kill()
@@ -102,15 +102,15 @@ class SessionEgress:
 
     async def stop(self) -> None:
         """End the channels of a session that is not over; the next start of the daemon starts new ones."""
-        if self.channels is not None and self.channels.is_up:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_STOP_SECONDS):
+        if self.channels is None:
+            return
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(_STOP_SECONDS):
                 try:
                     await self.channels.finish(host_stop=True)
                 except EgressLifecycleError as error:
                     self._log_failure(error.channel, error)
-        if self.channels is not None:
-            with anyio.CancelScope(shield=True):
-                await self.channels.kill()
+            await self.channels.kill()
 
     async def _until_up(self, intents: Iterable[IntentRecord]) -> ChannelSet:
         """Return the running channels. After a recovery, start them when the first intent needs them."""
