@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from tests.adapter.cases import graph_id
 from tests.daemons import Daemon, running_daemon
 from tests.egress.channels import heard
 from tests.egress.hosted import ROWS, TWO, configuration, event_lines, good, intents_of
+from tests.server.looks import sessions_of, until
+from tests.server.session.test_refusals import opened
 
 from ergo_capture import decode_bundle
 
@@ -86,7 +89,22 @@ async def test_where_a_channel_does_not_start_no_session_is_opened(tmp_path: Pat
             answer = await wire.read()
         assert (answer["type"], answer["code"]) == ("error", "no_egress")
         assert "ready frame protocol mismatch: expected 'ergo-egress.v1', got 'ergo-egress.v2'" in answer["message"]
+        assert answer["hint"].startswith("read what the channel wrote to its standard error")
     assert daemon.bundles() == []
+
+
+async def test_a_session_whose_client_goes_while_channels_start_ends_without_a_bundle(tmp_path: Path) -> None:
+    """Nobody knows its id."""
+    script = good() | {"b": {"start": [{"sleep_ms": 3_600_000}]}}
+    async with running_daemon(configuration(TWO, tmp_path, script)) as daemon:
+        opening = asyncio.create_task(opened(daemon, graph=graph_id(TWO)))
+        await until(lambda: sessions_of(daemon))
+        (session,) = sessions_of(daemon)
+        channels = session.egress and session.egress.channels
+        await until(lambda: channels and "b" in channels.pids)
+        opening.cancel()
+        await session.over.wait()
+        assert (session.ended, session.bundles) == ("interrupted", [])
 
 
 async def test_sessions_with_channels_are_bounded(tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ async def test_an_intent_that_is_not_acknowledged_is_logged_with_its_id_and_its_
         ]
         assert session.interruption is not None
         assert (session.interruption.channel, session.interruption.intent_id) == ("b", intent)
+        assert daemon.service.registry.intents[graph_id(TWO)] == {"acknowledged": 1, "failed": 1}
 
 
 async def test_a_channel_that_is_wrong_at_the_end_is_logged(lines: list[Any], tmp_path: Path) -> None:
