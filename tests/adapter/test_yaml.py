@@ -90,6 +90,7 @@ def test_minus_zero_is_an_integer_and_minus_zero_point_zero_is_not() -> None:
         ("1: x\ntrue: y\n~: z", {"1": "x", "true": "y", "~": "z"}),
         ("a: &x { b: 1 }\nc: *x", {"a": {"b": 1}, "c": {"b": 1}}),
         ("&k a: 1\nb: *k", {"a": 1, "b": "a"}),
+        ("a: &k b\n*k : c\nd: e", {"a": "b", "b": "c", "d": "e"}),
         ("x: &m { a: 1 }\ny: { <<: *m, b: 2 }", {"x": {"a": 1}, "y": {"<<": {"a": 1}, "b": 2}}),
         ("a: 1\r\nb: 2\r\n...\r\n", {"a": 1, "b": 2}),
         ("--- \na: |\n  two\n  lines\n", {"a": "two\nlines\n"}),
@@ -168,6 +169,17 @@ def test_aliases_that_multiply_are_cut_off() -> None:
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     with pytest.raises(YamlError, match="repetition limit exceeded"):
         read_yaml("\n".join(lines))
+
+
+@pytest.mark.parametrize(("scalars", "allowed"), [(48, True), (47, False)])
+def test_aliases_are_followed_a_hundred_times_for_each_event(scalars: int, allowed: bool) -> None:
+    """With 48 scalars there are 503 events; 242 aliases of 206, and the 206 themselves, are followed 50,300 times."""
+    text = f"[&a x, &b [{', '.join(['*a'] * 206)}], [{', '.join(['*b'] * 242)}]{', x' * scalars}]"
+    if allowed:
+        assert value_of(text)[2] == [["x"] * 206] * 242
+        return
+    with pytest.raises(YamlError, match="repetition limit exceeded"):
+        read_yaml(text)
 
 
 def test_a_value_is_found_by_its_path() -> None:

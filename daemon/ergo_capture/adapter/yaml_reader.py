@@ -271,7 +271,7 @@ def _integer(text: str) -> int:
     """Return an integer; raise LookupError if the text is not one, OverflowError if JSON cannot hold it."""
     match = _INTEGER.fullmatch(text)
     if match is None or _PADDED.fullmatch(text):
-        raise LookupError(text)
+        raise LookupError
     sign, *digits = match.groups()
     base, number = next((base, found) for base, found in zip((16, 8, 2, 10), digits, strict=True) if found is not None)
     significant = number.lstrip("0")
@@ -279,7 +279,7 @@ def _integer(text: str) -> int:
     value = _U128_MAX + 1 if len(significant) > _U128_MAX.bit_length() else int(significant or "0", base)
     value = -value if sign == "-" else value
     if not _I128_MIN <= value <= _U128_MAX:
-        raise LookupError(text)
+        raise LookupError
     if not _I64_MIN <= value <= U64_MAX:
         raise OverflowError("JSON number out of range")
     return value
@@ -290,8 +290,8 @@ def _float(text: str, *, padded: bool = False) -> float | None:
     if text in _NOT_NUMBERS:
         return None
     if (_PADDED.fullmatch(text) and not padded) or not _FLOAT.fullmatch(text):
-        raise LookupError(text)
+        raise LookupError
     value = float(text)
     if math.isinf(value):
-        raise LookupError(text)
+        raise LookupError
     return value
