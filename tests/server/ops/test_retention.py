@@ -181,6 +181,24 @@ def test_a_crash_between_any_two_steps_is_finished_by_the_next_round(tmp_path: P
     assert names(tmp_path) == []
 
 
+def test_each_deletion_that_a_crash_interrupted_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those before it may be no manifests, of another bundle, or in a directory that is locked."""
+    monkeypatch.setattr("ergo_capture.storage.lock._PATIENCE", 0.05)
+    marked = {}
+    for graph, name in (("a", "locked"), ("g", "b"), ("g", "c")):
+        manifest = manifest_path(store(tmp_path, name, graph=graph, age=WEEK))
+        marked[name] = manifest.rename(manifest.with_name(manifest.name + ".pruning"))
+    (tmp_path / "bundles" / "g" / "a.manifest.json.pruning").write_bytes(b"{}")
+    other = tmp_path / "bundles" / "g" / "b.capture.json"
+    other.write_bytes(other.read_bytes().replace(b"e0", b"e9", 1))
+    with directory_lock(tmp_path / "bundles" / "a"):
+        Pruner(tmp_path, RealStorage()).finish_begun()
+    assert names(tmp_path) == [
+        *("a.manifest.json.pruning", "b.capture.json", "b.manifest.json"),
+        *("locked.capture.json", "locked.manifest.json.pruning"),
+    ]
+
+
 def test_a_bundle_published_again_after_a_crash_is_kept(
     tmp_path: Path,
 ) -> None:
@@ -188,9 +206,10 @@ def test_a_bundle_published_again_after_a_crash_is_kept(
     bundle = store(tmp_path, "old", age=WEEK)
     manifest = manifest_path(bundle)
     manifest.rename(manifest.with_name(manifest.name + ".pruning"))
-    store(tmp_path, "old", age=DAY / 2)
+    again = store(tmp_path, "old", age=DAY / 2)
+    index_path(again).write_bytes(b"{}")
     assert prune(tmp_path) == []
-    assert names(tmp_path) == ["old.capture.json", "old.manifest.json"]
+    assert names(tmp_path) == ["old.capture.json", "old.index.json", "old.manifest.json"]
 
 
 def test_another_bundle_in_place_of_one_being_deleted_is_kept(tmp_path: Path) -> None:
@@ -315,6 +334,35 @@ def test_the_directorys_lock_is_left_free_between_deletions(tmp_path: Path, monk
     assert left[0] >= 2 * 10
 
 
+def test_bundles_that_take_long_go_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is read, and deleted under a lock of its own; those of all graphs go in the same round."""
+    for graph in ("a", "b"):
+        for number in range(3):
+            store(tmp_path, f"{graph}{number}", graph=graph, age=WEEK)
+        newest(tmp_path, graph)
+    monkeypatch.setattr("ergo_capture.server.ops.pruner._TOGETHER_SECONDS", -1)
+    assert len(prune(tmp_path)) == 6
+    assert names(tmp_path) == []
+
+
+def test_the_bundles_of_all_graphs_go_in_one_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are read together are deleted directory by directory."""
+    for number in range(6):
+        store(tmp_path, f"b{number}", graph="ab"[number % 2], age=(20 - number) * DAY)
+    for graph in ("a", "b"):
+        newest(tmp_path, graph)
+    monkeypatch.setattr("ergo_capture.server.ops.pruner._TOGETHER_SECONDS", 60)
+    assert prune(tmp_path) == [(f"b{number}", None) for number in range(6)]
+    assert names(tmp_path) == []
+
+
+def test_a_bundle_that_somebody_else_deletes_is_not_reported(tmp_path: Path) -> None:
+    """Its manifest is gone when it is to be marked."""
+    store(tmp_path, "old", age=WEEK)
+    newest(tmp_path)
+    assert list(Pruner(tmp_path, FaultyStorage({"rename": [errno.ENOENT]})).prune(OLD, now=NOW)) == []
+
+
 def test_what_was_begun_is_finished_before_an_error_is_reported(tmp_path: Path) -> None:
     """The log names each bundle that was deleted, also where the next one could not be buried."""
     for number in range(3):
@@ -343,7 +391,7 @@ async def test_bundles_that_are_published_faster_than_a_tenth_of_the_time_allows
 
     class Slow(RealStorage):
         def remove(self, path: Path) -> None:
-            time.sleep(0.5)
+            time.sleep(0.1)
             super().remove(path)
 
     pauses: list[float] = []
@@ -362,7 +410,7 @@ async def test_bundles_that_are_published_faster_than_a_tenth_of_the_time_allows
                 await real_sleep(0.01)
         tasks.cancel_scope.cancel()
     assert retention.pruned == 1
-    assert pauses[0] < 9 * 0.5
+    assert pauses[0] < 9 * 0.1
 
 
 def test_nothing_is_deleted_while_the_directory_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,6 @@ class Pruner:
                         return
                     yield from self._delete_some(sound)
                 if kept is not None:
-                    done.add(kept.choice.bundle)
                     self._unsound.add(kept.choice.bundle)
                     yield kept
             if len(self._unsound) == unsound:
