@@ -45,7 +45,9 @@ def value_of(text: str) -> Any:
         ("-9223372036854775808", -9223372036854775808),
         # Beyond 128 bits an integer is read as a float.
         ("340282366920938463463374607431768211456", 3.402823669209385e38),
+        ("-170141183460469231731687303715884105729", -1.7014118346046923e38),
         ("1" * 200, float("1" * 200)),
+        ("1" * 5000, "1" * 5000),
         ("1.", 1.0),
         (".5", 0.5),
         ("-.5e1", -5.0),
@@ -122,6 +124,8 @@ MORE = "deserializing from YAML containing more than one document is not support
         ("a: !!float x", 'a: invalid value: string "x", expected a float at line 1 column 4', (1, 4)),
         ("a: !!null x", 'a: invalid value: string "x", expected null at line 1 column 4', (1, 4)),
         ("18446744073709551616", "JSON number out of range", (1, 1)),
+        ("340282366920938463463374607431768211455", "JSON number out of range", (1, 1)),
+        ("-170141183460469231731687303715884105728", "JSON number out of range", (1, 1)),
         ("a: -9223372036854775809", "a: JSON number out of range at line 1 column 4", (1, 4)),
         ("a: !!int 18446744073709551616", "a: JSON number out of range at line 1 column 4", (1, 4)),
         ("[a]: 1", "invalid type: sequence, expected a string key", (1, 1)),
@@ -158,9 +162,12 @@ def test_a_text_is_read_without_libyaml(monkeypatch: pytest.MonkeyPatch) -> None
     assert str(caught.value) == f"found character '\\t' that cannot start any token {where}"
 
 
-def test_128_levels_are_read() -> None:
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ("{a: ", "}")])
+def test_128_levels_are_read(opening: str, closing: str) -> None:
     """One more is too deep."""
-    value_of("[" * 128 + "]" * 128)
+    value_of(opening * 127 + "[]" + closing * 127)
+    with pytest.raises(YamlError, match="recursion limit exceeded"):
+        value_of(opening * 128 + "[]" + closing * 128)
 
 
 def test_aliases_that_multiply_are_cut_off() -> None:
