@@ -151,7 +151,7 @@ def test_canonical_text_is_sorted_and_stays_as_it_is(value: dict[str, Any]) -> N
         ("[" * 128 + "]" * 128, "^recursion limit exceeded$"),
         ('"\n"', "control character"),
         ("", "Expecting"),
-        ("\ufeff1", "BOM"),
+        ("\ufeff1", "^Unexpected UTF-8 BOM"),
         ("1 2", "Extra data"),
     ],
 )

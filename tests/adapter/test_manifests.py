@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.adapter.cases import rows
 
-from ergo_capture.adapter import AdapterError, load_adapter
+from ergo_capture.adapter import Adapter, AdapterError, load_adapter
 from ergo_capture.kernel.time import U64_MAX
 
 CASES = rows("adapters")
@@ -241,6 +241,7 @@ def test_a_text_that_is_no_manifest_is_refused(
 def test_an_adapter_reads_numbers_as_it_is_told() -> None:
     """Without a setting, they are read as by the reference."""
     assert load_adapter(MANIFEST).numbers == "reference"
+    assert Adapter(load_adapter(MANIFEST).manifest).numbers == "reference"
     assert load_adapter(MANIFEST, numbers="exact").numbers == "exact"
 
 

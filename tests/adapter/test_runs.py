@@ -95,12 +95,15 @@ def test_effects_without_an_adapter_end_the_run() -> None:
     assert outcome.refusal.detail == "effects emitted in adapter-independent mode"
 
 
+EXACTLY_ONE = "^read case: exactly one of `driver_lines` and `fixture` is needed$"
+
+
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
         ({"adapter_yml": ""}, "adapter_yml"),
-        ({"driver_lines": []}, "exactly one of"),
-        ({"fixture": None}, "exactly one of"),
+        ({"driver_lines": []}, EXACTLY_ONE),
+        ({"fixture": None}, EXACTLY_ONE),
         ({"numbers": "other"}, "numbers"),
         ({"engine_outcomes": [{"event_id": "a", "termination": "Done"}]}, "unknown variant"),
         ({"constraints": {"max_retries": -1}}, "max_retries"),
@@ -121,12 +124,17 @@ def test_an_adapter_of_the_case_is_refused_as_the_reference_does() -> None:
 
 
 def test_numbers_are_read_exactly_where_a_case_says_so() -> None:
-    """This also applies to the capture of a graph without an adapter."""
-    line = '{"kind":"event","event":{"type":"Command","id":"a","payload":{"x":1.3000000000000003}}}'
-    for numbers, text in (("reference", b'{"x":1.3000000000000005}'), ("exact", b'{"x":1.3000000000000003}')):
-        outcome = simulate(minimal(fixture=line, numbers=numbers))
-        assert outcome.bundle is not None
-        assert outcome.bundle.events[0].payload == text
+    """This applies to a driver's events, and to a fixture of a graph without an adapter."""
+    line = '{"kind":"event","event":{"type":"Command","id":"a","payload":{"fixed":1.3000000000000003}}}'
+    event = (
+        '{"event_id":"a","kind":"Command","at":[0,0],"semantic_kind":"plain","payload":{"fixed":1.3000000000000003}}'
+    )
+    driver = {"driver_lines": [HELLO, f'{{"type":"event","event":{event}}}'], "adapter_yaml": MANIFEST}
+    for numbers, text in (("reference", b'{"fixed":1.3000000000000005}'), ("exact", b'{"fixed":1.3000000000000003}')):
+        for fields in ({"fixture": line}, driver | {"fixture": None}):
+            outcome = simulate(minimal(**fields, numbers=numbers))
+            assert outcome.bundle is not None
+            assert outcome.bundle.events[0].payload == text
 
 
 def test_a_missing_extra_is_no_refusal_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
