@@ -333,7 +333,7 @@ async def test_a_session_that_came_back_open_is_not_lost_where_its_finished_bund
         async with running_daemon(STAY, state) as daemon:
             async with daemon.wire() as wire:
                 answer = await resume(wire, session, acknowledged=told(10))
-                assert answer["code"] == "unknown_session"
+                assert (answer["code"], answer["message"]) == ("unknown_session", f"session {session!r} is not open")
                 assert bundle in answer["hint"]
             async with daemon.wire() as wire:
                 assert (await resume(wire, session, acknowledged=told(11)))["code"] == "acknowledged_lost"
