@@ -107,6 +107,7 @@ async def test_an_engine_that_never_says_ready_refuses_the_graph_and_is_logged_o
             await client.open("default")
         assert caught.value.code == "no_engine"
         assert "has no engine" in caught.value.message
+        assert caught.value.hint == "start the engine, or see the log for the reason why it does not start"
         with anyio.fail_after(20):
             tried = engine_of(daemon.service)
             while tried.trouble == "it has not said `ready` yet":

@@ -110,6 +110,7 @@ async def test_an_engine_for_another_adapter_or_egress_is_refused(
         await wire.say({"type": "hello", "protocol": "ergo-capture.v1"}, {"type": "open"})
         error = await wire.until("error")
         assert error["code"] == "no_engine"
+        assert error["hint"].startswith("start the right engine, or correct ")
         for word in words:
             assert word in error["message"]
 
