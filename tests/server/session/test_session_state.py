@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.adapter.cases import graph_id
 from tests.daemons import event, running_daemon
+from tests.doubles.composers import RoomlessComposer
 from tests.egress.hosted import TWO, configuration, event_lines, good
 from tests.engine.engines import python_graph
 from tests.server.looks import sessions_of, until
@@ -264,3 +266,17 @@ async def test_a_session_lingers_longer_by_the_time_that_the_process_was_suspend
         await session.over.wait()
         assert (at_once, session.ended) == (None, "interrupted")
         assert registry._lingering == {}
+
+
+async def test_a_flush_of_an_ending_session_that_the_stop_cuts_off_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must not wait for a bundle that only the next start publishes."""
+    composer = RoomlessComposer(monkeypatch)
+    async with running_daemon('[shutdown]\ndrain = "20ms"\n') as daemon:
+        session = await opened(daemon)
+        session.admit(chunk("a"), 8)
+        session.end("complete")
+        flushing = asyncio.create_task(session.flush())
+        await until(lambda: composer.attempts > 1)
+    with pytest.raises(ErgoCaptureError) as caught:
+        await flushing
+    assert caught.value.message == "publish session: RuntimeError: it ended without a bundle"

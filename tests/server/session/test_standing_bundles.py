@@ -21,6 +21,7 @@ from ergo_capture.journal.scan import scan
 from ergo_capture.journal.segment import segment_path
 from ergo_capture.repair.doctor import Severity, diagnose
 from ergo_capture.server import publisher as publisher_module
+from ergo_capture.server.session import parts
 from ergo_capture.storage import RealStorage
 from ergo_capture.storage.atomic import write_bytes_atomic
 from ergo_capture.storage.write_error import CaptureWriteError
@@ -267,3 +268,15 @@ async def test_a_failed_publication_leaves_no_gap_and_no_number_twice(monkeypatc
                 found = [m for m in manifests(daemon) if m["session"] == wire.opened["session"]]
                 assert [m["sequence"] for m in found] == ([] if number is None else [number])
         assert (await capture_one(daemon))["sequence"] == 2
+
+
+async def test_a_close_names_the_bundles_of_the_last_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session may have any number of parts, and an answer does not."""
+    monkeypatch.setattr(parts, "_MOST_PUBLICATIONS", 2)
+    async with running_daemon("[rotation]\nmax_events = 1\n") as daemon, daemon.session() as wire:
+        for number, name in enumerate("abcd", 1):
+            await wire.say(event(name))
+            await wire.until_ack(number, number)
+        await wire.say({"type": "close"})
+        closed = await wire.until("closed")
+        assert [ids_of(bundle) for bundle in closed["bundles"]] == [["c"], ["d"]]
