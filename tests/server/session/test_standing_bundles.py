@@ -12,6 +12,8 @@ import pytest
 import structlog
 from tests.daemons import event, running_daemon, short_directory
 from tests.server.looks import manifests, sessions_of, until
+from tests.server.session.test_admission_queue import chunk
+from tests.server.session.test_refusals import opened
 
 from ergo_capture import decode_bundle
 from ergo_capture.bundle.names import manifest_path
@@ -280,3 +282,14 @@ async def test_a_close_names_the_bundles_of_the_last_parts(monkeypatch: pytest.M
         await wire.say({"type": "close"})
         closed = await wire.until("closed")
         assert [ids_of(bundle) for bundle in closed["bundles"]] == [["c"], ["d"]]
+
+
+async def test_a_part_ends_after_each_chunk_that_fills_it_though_further_chunks_wait() -> None:
+    """Chunks that are accepted together do not become one part."""
+    async with running_daemon("[rotation]\nmax_events = 1\n") as daemon:
+        session = await opened(daemon)
+        for name in "abc":
+            session.admit(chunk(name), 8)
+        session.end("complete")
+        await session.over.wait()
+        assert [ids_of(bundle) for bundle in session.bundles] == [["a"], ["b"], ["c"]]
