@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.server.looks import DESCRIPTION
+from tests.server.session.test_adapters import add, daemon_with
 
 from ergo_capture import EventTime, ExternalEvent, ExternalEventKind
 from ergo_capture.errors import ErgoCaptureError
@@ -271,3 +272,13 @@ def test_plain_decisions_are_listed_with_graph_deadline_and_episode() -> None:
     assert log.counts == {RunTermination.Completed: 2}
     log.commit()
     assert log.take_followed() == [decision("a"), msgspec.structs.replace(decision("b"), episode_id=10)]
+
+
+async def test_decisions_that_do_not_fit_in_one_frame_become_durable_without_a_further_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each of them fills a frame here."""
+    monkeypatch.setattr(decision_log, "_FULL_FRAME_BYTES", 1)
+    async with daemon_with() as daemon, daemon.session() as wire:
+        await wire.say({"type": "events", "events": [add(name)["event"] for name in "abcd"]})
+        await wire.until_ack(4, 4)

@@ -16,6 +16,8 @@ from tests.server.session.test_adapters import add, daemon_with
 from ergo_capture import decode_bundle
 from ergo_capture.journal.payloads import Loss
 from ergo_capture.journal.recovery import QuarantinedSession
+from ergo_capture.kernel.outcomes import RunTermination
+from ergo_capture.kernel.ports import IN_DOUBT
 from ergo_capture.server.session import admission_queue
 
 SOON = '[session]\nlinger = "1ms"\n'
@@ -35,6 +37,24 @@ async def test_a_session_whose_client_does_not_come_back_ends_as_the_last_stop_w
             (manifest,) = manifests(daemon)
         assert (manifest["session"], manifest["events"]) == (wire.opened["session"], 1)
         assert manifest["ended"] == ("recovered" if killed else "interrupted")
+
+
+async def test_the_first_undecided_event_is_in_doubt_with_an_engine_that_answers_at_once_too() -> None:
+    """``session.in_doubt``: its episode may have run, and one at a time does."""
+    text = '[session]\nin_doubt = "interrupt"\n[journal]\ndecision_delay = "1h"\n'
+    with short_directory() as place:
+        async with running_daemon(text, place / "state") as daemon, daemon.session() as wire:
+            await wire.say(event("a"), event("b"))
+            await wire.until_ack(2)
+            shutil.copytree(place / "state", place / "copy", ignore=shutil.ignore_patterns("*.sock"))
+        async with (
+            running_daemon(text, place / "copy") as daemon,
+            daemon.session(session=wire.opened["session"]) as wire,
+        ):
+            await wire.say(event("c"), {"type": "close"})
+            closed = await wire.until("closed")
+        decided = [record.termination for record in decode_bundle(Path(closed["bundle"]).read_bytes()).decisions]
+        assert decided == [IN_DOUBT.termination, RunTermination.Completed, RunTermination.Completed]
 
 
 async def test_a_session_that_is_decided_elsewhere_goes_on_so() -> None:

@@ -293,3 +293,14 @@ async def test_a_part_ends_after_each_chunk_that_fills_it_though_further_chunks_
         session.end("complete")
         await session.over.wait()
         assert [ids_of(bundle) for bundle in session.bundles] == [["a"], ["b"], ["c"]]
+
+
+async def test_the_bytes_of_a_parts_chunks_add_up() -> None:
+    """Each chunk alone is within the bound."""
+    async with running_daemon('[rotation]\nmax_bytes = "300B"\n') as daemon, daemon.session() as wire:
+        for number, name in enumerate("abcd", 1):
+            await wire.say(event(name, payload={"x": "y" * 150}))
+            await wire.until_ack(number, number)
+        await wire.say({"type": "close"})
+        closed = await wire.until("closed")
+        assert [ids_of(bundle) for bundle in closed["bundles"]] == [["a", "b"], ["c", "d"]]
