@@ -280,3 +280,24 @@ async def test_a_flush_of_an_ending_session_that_the_stop_cuts_off_raises(monkey
     with pytest.raises(ErgoCaptureError) as caught:
         await flushing
     assert caught.value.message == "publish session: RuntimeError: it ended without a bundle"
+
+
+async def test_only_an_open_session_lingers() -> None:
+    """One that ends needs no client to come back."""
+    async with running_daemon() as daemon:
+        session, registry = await opened(daemon), daemon.service.registry
+        session.end("complete")
+        registry.linger(session)
+        assert registry._lingering == {}
+        await session.over.wait()
+        registry.linger(session)
+        assert registry._lingering == {}
+
+
+async def test_a_driver_that_goes_before_any_event_leaves_no_bundle() -> None:
+    """Its stream was interrupted, as it did not end it."""
+    async with running_daemon() as daemon:
+        session = await opened(daemon)
+        daemon.service.registry.leave(session, may_come_back=False)
+        await session.over.wait()
+        assert (session.ended, session.reason, session.bundles) == ("interrupted", "driver_terminated", [])
