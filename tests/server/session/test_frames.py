@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 from tests.adapter.cases import graph_id
-from tests.daemons import Daemon, event, running_daemon
+from tests.daemons import Daemon, event, running_daemon, short_directory
+from tests.doubles.composers import RoomlessComposer
 from tests.egress.hosted import TWO, configuration, event_lines, good, intents_of
 from tests.journal.journals import frames_of
 from tests.server.looks import sessions_of, until
@@ -211,3 +212,19 @@ async def test_a_part_that_moves_forward_repeats_the_frames_that_it_begins_with(
             (first,) = (frame for frame in before if frame.header == again.header)
             assert (again.session, again.body) == (first.session, first.body)
         assert session.parts.segment == repeated[0].position.segment
+
+
+async def test_a_session_that_a_start_finds_closed_is_not_closed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only its bundle is missing."""
+    composer = RoomlessComposer(monkeypatch)
+    with short_directory() as place:
+        for _ in range(2):
+            before = composer.attempts
+            async with running_daemon('[shutdown]\ndrain = "20ms"\n', place / "state") as daemon:
+                if not before:
+                    async with daemon.session() as wire:
+                        await wire.say(event("a"), {"type": "close"})
+                        await until(lambda: composer.attempts > 0)
+                await until(lambda before=before: composer.attempts > before)
+                kinds = [frame.kind for frame in written(daemon)]
+                assert kinds == [FrameKind.OPEN, FrameKind.EVENTS, FrameKind.DECISIONS, FrameKind.CLOSE]
