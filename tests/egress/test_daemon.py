@@ -103,7 +103,7 @@ async def test_a_session_whose_client_goes_while_channels_start_ends_without_a_b
         channels = session.egress and session.egress.channels
         await until(lambda: channels and "b" in channels.pids)
         opening.cancel()
-        await session.over.wait()
+        await until(session.over.is_set)
         assert (session.ended, session.bundles) == ("interrupted", [])
 
 

@@ -115,7 +115,7 @@ async def test_a_part_moves_forward_without_an_event_to_be_written_with() -> Non
         (session,) = sessions_of(daemon)
         moved = anyio.Event()
         session.parts.move_forward(session._is_empty, moved.set)
-        await moved.wait()
+        await until(moved.is_set)
 
 
 async def test_events_that_come_while_a_part_moves_forward_are_kept() -> None:

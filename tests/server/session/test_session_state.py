@@ -263,7 +263,7 @@ async def test_a_session_lingers_longer_by_the_time_that_the_process_was_suspend
         registry._lingering[session.description.session].cancel()
         registry._end_lingering(session, "interrupted", clock.now() + 0.2)
         at_once = session.ended
-        await session.over.wait()
+        await until(session.over.is_set)
         assert (at_once, session.ended) == (None, "interrupted")
         assert registry._lingering == {}
 
