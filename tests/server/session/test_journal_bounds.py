@@ -17,9 +17,12 @@ from tests.server.looks import manifests, sessions_of, until
 from ergo_capture.bundle.verify import verify_bundle
 from ergo_capture.client import CaptureClient
 from ergo_capture.config import Config
+from ergo_capture.config.settings import RotationConfig
 from ergo_capture.journal.scan import scan
 from ergo_capture.server.session import parts
+from ergo_capture.server.session.parts import RotationRule
 from ergo_capture.storage import RealStorage
+from ergo_capture.units import Size
 
 #: Segments of 64 KiB, of which a session may keep four.
 SMALL = '[journal]\nsegment_bytes = "64KiB"\n[rotation]\nmax_journal_bytes = "256KiB"\n'
@@ -131,6 +134,18 @@ async def test_events_that_come_while_a_part_moves_forward_are_kept() -> None:
             await wire.until_ack(20, 20)
         async with running_daemon(state=state) as daemon, daemon.session(session=wire.opened["session"]) as again:
             assert again.opened["accepted"] == 20
+
+
+async def test_a_part_may_keep_as_many_bytes_of_the_journal_as_configured() -> None:
+    """It ends, or moves forward, with the first byte more."""
+    async with running_daemon() as daemon, daemon.session():
+        (session,) = sessions_of(daemon)
+        registry = daemon.service.registry
+        kept = sum(registry._journal.segments.values())
+        for limit, is_overdue in ((kept, False), (kept - 1, True)):
+            session.rotation = RotationRule(RotationConfig(max_journal_bytes=Size(limit)))
+            registry._bound_journal()
+            assert session.parts.current.is_overdue == is_overdue
 
 
 async def test_the_status_names_who_keeps_the_journal() -> None:
