@@ -31,8 +31,8 @@ _BOOLEANS: Final = {"true": True, "True": True, "TRUE": True, "false": False, "F
 _NOT_NUMBERS: Final = frozenset(
     {".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF", "-.inf", "-.Inf", "-.INF", ".nan", ".NaN", ".NAN"}
 )
-#: An integer; groups: sign, digits of base 16, 8, 2, 10.
-_INTEGER: Final = re.compile(r"([+-]?)(?:0x([0-9a-fA-F]+)|0o([0-7]+)|0b([01]+)|([0-9]+))", re.ASCII)
+#: An integer, as Python writes one too.
+_INTEGER: Final = re.compile(r"[+-]?(?:0x[0-9a-fA-F]+|0o[0-7]+|0b[01]+|0|[1-9][0-9]*)")
 _FLOAT: Final = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?", re.ASCII)
 #: Digits after a zero are a string.
 _PADDED: Final = re.compile(r"[+-]?0[0-9]+", re.ASCII)
@@ -269,15 +269,12 @@ def _scalar(text: str, tag: str | None, is_plain: bool, path: Path, mark: tuple[
 
 def _integer(text: str) -> int:
     """Return an integer; raise LookupError if the text is not one, OverflowError if JSON cannot hold it."""
-    match = _INTEGER.fullmatch(text)
-    if match is None or _PADDED.fullmatch(text):
+    if _INTEGER.fullmatch(text) is None:
         raise LookupError
-    sign, *digits = match.groups()
-    base, number = next((base, found) for base, found in zip((16, 8, 2, 10), digits, strict=True) if found is not None)
-    significant = number.lstrip("0")
-    # Longer ones are beyond 128 bits; Python refuses to read very long ones.
-    value = _U128_MAX + 1 if len(significant) > _U128_MAX.bit_length() else int(significant or "0", base)
-    value = -value if sign == "-" else value
+    try:
+        value = int(text, 0)
+    except ValueError as error:  # Python refuses to read very long ones, which are beyond 128 bits.
+        raise LookupError from error
     if not _I128_MIN <= value <= _U128_MAX:
         raise LookupError
     if not _I64_MIN <= value <= U64_MAX:
