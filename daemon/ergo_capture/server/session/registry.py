@@ -414,7 +414,7 @@ class SessionRegistry:
         self.taps.session_over(session)
         error = session.failure
         if error is None:
-            self.sessions.pop(session.description.session, None)
+            del self.sessions[session.description.session]
             self.tend_engines()
             self.finished += 1
             log.info(
