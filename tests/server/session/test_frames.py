@@ -29,6 +29,7 @@ from ergo_capture.journal.payloads import (
 )
 from ergo_capture.journal.reader import read_frames
 from ergo_capture.server.session import parts
+from ergo_capture.server.session.session import SessionState
 from ergo_capture.storage import RealStorage
 
 BODIES: dict[int, Any] = {
@@ -215,7 +216,7 @@ async def test_a_part_that_moves_forward_repeats_the_frames_that_it_begins_with(
 
 
 async def test_a_session_that_a_start_finds_closed_is_not_closed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only its bundle is missing."""
+    """Only its bundle is missing, and it takes no more events."""
     composer = RoomlessComposer(monkeypatch)
     with short_directory() as place:
         for _ in range(2):
@@ -228,3 +229,5 @@ async def test_a_session_that_a_start_finds_closed_is_not_closed_again(monkeypat
                 await until(lambda before=before: composer.attempts > before)
                 kinds = [frame.kind for frame in written(daemon)]
                 assert kinds == [FrameKind.OPEN, FrameKind.EVENTS, FrameKind.DECISIONS, FrameKind.CLOSE]
+                (session,) = sessions_of(daemon)
+                assert session.state is SessionState.ENDING
