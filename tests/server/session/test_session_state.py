@@ -301,3 +301,11 @@ async def test_a_driver_that_goes_before_any_event_leaves_no_bundle() -> None:
         daemon.service.registry.leave(session, may_come_back=False)
         await session.over.wait()
         assert (session.ended, session.reason, session.bundles) == ("interrupted", "driver_terminated", [])
+
+
+async def test_a_session_whose_decisions_the_journal_refuses_fails() -> None:
+    """They can never become durable."""
+    async with running_daemon() as daemon:
+        session, error = await opened(daemon), ErgoCaptureError("the journal has failed")
+        session.decision_log.on_refused(error)
+        assert session.failure is error
