@@ -25,7 +25,7 @@ RECEIPT_FORMAT: Final = "ergo-capture-receipt.v1"
 #: Largest receipt that is read, in bytes.
 _MAX_BYTES: Final = 64 << 10
 _MARK: Final = ".shipped."
-_NAME: Final = re.compile(r"(?P<stem>.+)\.shipped\.(?P<target>[a-z0-9][a-z0-9_-]*)\.json")
+_NAME: Final = re.compile(rf"(?P<stem>.+){re.escape(_MARK)}(?P<target>[a-z0-9][a-z0-9_-]*)\.json")
 
 
 class Place(NamedTuple):
@@ -101,7 +101,7 @@ def is_other_form(bundle: StoredBundle) -> bool:
 
 def receipt_path(bundle: Path, target: str) -> Path:
     """Return the path of a bundle's receipt from a target."""
-    return bundle.with_name(f"{bundle_stem(bundle)}.shipped.{target}.json")
+    return bundle.with_name(f"{bundle_stem(bundle)}{_MARK}{target}.json")
 
 
 def stem_of_receipt(name: str) -> str | None:

@@ -130,8 +130,7 @@ def _columns(group: list[_Pair]) -> dict[str, list[Any]]:
         "at": [time.secs * 1_000_000 + time.nanos // 1000 if time.secs <= _MAX_SECS else None for time in times],
         "at_secs": [time.secs for time in times],
         "at_nanos": [time.nanos for time in times],
-        # A damaged bundle may hold payloads that are not UTF-8.
-        "payload": [event.payload.decode(errors="backslashreplace") for event in events],
+        "payload": [event.payload_text for event in events],
         "payload_hash": [event.payload_hash for event in events],
         "decision": [None if each is None else each.decision.value for each in decisions],
         "episode_id": [None if each is None else each.episode_id for each in decisions],

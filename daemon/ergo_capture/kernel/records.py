@@ -35,6 +35,11 @@ class ExternalEventRecord(msgspec.Struct, frozen=True, gc=False):
         """Return the record of an event."""
         return cls(event.event_id, event.at, event.kind, event.payload, hash_payload(event.payload))
 
+    @property
+    def payload_text(self) -> str:
+        """The payload as text; a damaged bundle may hold bytes that are not UTF-8, which become escapes."""
+        return self.payload.decode(errors="backslashreplace")
+
     def validate_hash(self) -> bool:
         """Return whether ``payload_hash`` is the hash of ``payload``."""
         return self.payload_hash == hash_payload(self.payload)

@@ -92,8 +92,7 @@ class _Columns:
         columns["nanos"].add([event.event_time.nanos for event in events])
         columns["id"].add([event.event_id for event in events])
         columns["kind"].add(self.kinds.numbers_of([event.kind for event in events]))
-        # Show bytes too that are not UTF-8: a bundle may hold them.
-        columns["payload"].add([event.payload.decode(errors="backslashreplace") for event in events])
+        columns["payload"].add([event.payload_text for event in events])
         columns["decision"].add(
             self.decisions.numbers_of([None if record is None else record.decision for record in records])
         )

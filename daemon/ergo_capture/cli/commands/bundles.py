@@ -180,8 +180,9 @@ def fetch(
 ) -> int:
     """Download and verify bundles from a store.
 
-    It fetches all bundles of a session with their manifests, or one bundle. Each object is compared with the hash in its key. Then every decision is derived again, as `verify` does. Exit code
-    4 if a decision diverges, 1 if no bundle is found or one is unsound.
+    It fetches all bundles of a session with their manifests, or one bundle. Each object is compared with the hash in its
+    key. Then every decision is derived again, as `verify` does. Exit code 4 if a decision diverges, 1 if no bundle is
+    found or one is unsound.
     """
     from ergo_capture.cli.support.verification import check, in_words  # noqa: PLC0415 - `list` needs none of it
     from ergo_capture.objects.opening import store_named  # noqa: PLC0415

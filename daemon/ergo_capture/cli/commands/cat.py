@@ -234,7 +234,7 @@ def _text_line(
     index: int, event: ExternalEventRecord, record: EpisodeInvocationRecord | None, session: str | None
 ) -> str:
     """Return an event and its decision as a line of text; it begins with the session if one is given."""
-    payload = without_controls(_text_of(event.payload))
+    payload = without_controls(event.payload_text)
     shown = payload if len(payload) <= _SHOWN else payload[: _SHOWN - 3] + "..."
     decided = "not decided" if record is None else describe_without_id(record)
     line = f"{index}  {format_time(event.event_time)}  {_KINDS[event.kind]}  {event.event_id!r}  {decided}  {shown}"
@@ -254,7 +254,7 @@ def _json_line(
         "event_id": event.event_id,
         "kind": event.kind.value,
         "at": to_builtins(event.event_time),
-        "payload": _json_of(event.payload),
+        "payload": _json_of(event),
         "decision": None if record is None else to_builtins(record),
     }
     if semantic_kind is not None:
@@ -265,17 +265,12 @@ def _json_line(
 _raw_json: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
-def _text_of(payload: bytes) -> str:
-    """Return a payload as text; a damaged bundle may hold one that is not UTF-8."""
-    return payload.decode(errors="backslashreplace")
-
-
-def _json_of(payload: bytes) -> msgspec.Raw | str | None:
-    """Return a payload as JSON, and one that is not JSON as a string."""
-    if not payload:
+def _json_of(event: ExternalEventRecord) -> msgspec.Raw | str | None:
+    """Return an event's payload as JSON, and one that is not JSON as a string."""
+    if not event.payload:
         return None
     try:
-        payload.decode()
-        return _raw_json.decode(payload)
+        event.payload.decode()
+        return _raw_json.decode(event.payload)
     except ValueError:
-        return _text_of(payload)
+        return event.payload_text

@@ -184,9 +184,8 @@ def status(config: Path | None, state_dir: str, target: str | None, *, as_json: 
 def check(config: Path | None, target: str | None) -> int:
     """Test each store, and the announcements.
 
-    A small object is written to each store, read and listed, and the stream of announcements is checked. It reports what
-    is missing. Exit code 1 if bundles cannot be shipped to a target, or if a graph's
-    bundles cannot be announced.
+    A small object is written to each store, read and listed, and the stream of announcements is checked. It reports
+    what is missing. Exit code 1 if bundles cannot be shipped to a target, or if a graph's bundles cannot be announced.
     """
     from ergo_capture.objects.opening import open_store  # noqa: PLC0415
     from ergo_capture.ship.audit import probe  # noqa: PLC0415

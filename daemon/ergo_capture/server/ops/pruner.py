@@ -191,9 +191,7 @@ class Pruner:
         for directory, size in self.spare_bytes().items():
             with suppress(OSError):
                 device = directory.stat().st_dev
-                free[device] = (
-                    free.get(device, 0) + size if device in free else self._storage.free_bytes(directory) + size
-                )
+                free[device] = (free[device] if device in free else self._storage.free_bytes(directory)) + size
         return free
 
     def _listed(self, graph: str | None) -> list[StoredBundle]:
